@@ -1,0 +1,48 @@
+// Value types of the store. A block is opaque bytes and a table of checksummed slices; what they mean is the codec's business.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/strings/string_view.h"
+#include "common/clock.h"
+#include "kvstore/block_key.h"
+
+namespace oscarkv {
+
+enum class BlockKind : uint8_t {
+  kPage = 1,      // 2-bit pages of all layers
+  kBf16 = 2,      // unquantised, content-addressed: the sink block; every block of the bf16 profile
+  kHandover = 3,  // unquantised copy of a window or partial block, with a TTL
+};
+inline constexpr int kNumBlockKinds = 3;
+absl::string_view BlockKindName(BlockKind kind);
+
+// A contiguous part of a block with its own checksum (the header, one layer).
+struct Slice {
+  uint64_t offset = 0;
+  uint64_t length = 0;
+  uint32_t crc32c = 0;
+  bool operator==(const Slice&) const = default;
+};
+
+// What a writer says of a block.
+struct BlockSpec {
+  BlockKey key;
+  BlockKey parent;  // empty: first of its chain, or a block outside chains (hand-over)
+  // Placement key: blocks of equal placement live on the same node (the chain hash of the first block of each run of 16).
+  BlockKey placement;
+  BlockKind kind = BlockKind::kPage;
+  uint64_t size = 0;
+  Duration ttl{0};  // 0: lives until evicted
+};
+
+// A piece of a block in local registered memory.
+struct LocalPiece {
+  uint64_t offset = 0;  // in the block
+  uint64_t length = 0;
+  uint8_t* data = nullptr;
+};
+
+}  // namespace oscarkv
