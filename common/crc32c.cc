@@ -22,8 +22,9 @@ constexpr std::array<uint32_t, 256> MakeTable() {
 constexpr std::array<uint32_t, 256> kTable = MakeTable();
 
 #if defined(__x86_64__)
-// The crc32 instruction has a latency of 3 cycles and a throughput of 1: three independent streams over thirds of a chunk
-// keep it busy; ShiftBy appends `zeros` zero bytes to a CRC so that the three can be joined.
+// The crc32 instruction has a latency of 3 cycles and a throughput of 1: three independent streams
+// over thirds of a chunk keep it busy; ShiftBy appends `zeros` zero bytes to a CRC so that the
+// three can be joined.
 constexpr size_t kStride = 1024;  // bytes per stream and chunk
 
 // x -> x * 2^(8 kStride) in the CRC's ring, as four byte-indexed tables.

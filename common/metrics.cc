@@ -43,34 +43,37 @@ double Histogram::Quantile(double q) const {
   return bounds_->back();
 }
 
-MetricFamily::Series& MetricFamily::Find(std::initializer_list<std::string_view> label_values) {
+MetricFamily::Series& MetricFamily::Find(std::initializer_list<absl::string_view> label_values) {
   if (label_values.size() != info_.labels.size()) std::abort();  // a bug in the room's metrics.h
-  const std::string key = absl::StrJoin(label_values, std::string_view("\0", 1));
+  const std::string key = absl::StrJoin(label_values, "\x1f");
   MutexLock lock(mu_);
   std::unique_ptr<Series>& slot = series_[key];
   if (slot == nullptr) {
     slot = std::make_unique<Series>();
-    for (std::string_view v : label_values) slot->label_values.emplace_back(v);
-    if (info_.type == MetricType::kHistogram) slot->histogram = std::make_unique<Histogram>(&info_.bounds);
+    for (absl::string_view v : label_values) slot->label_values.emplace_back(std::string(v));
+    if (info_.type == MetricType::kHistogram)
+      slot->histogram = std::make_unique<Histogram>(&info_.bounds);
   }
   return *slot;
 }
 
-Metric& MetricFamily::With(std::initializer_list<std::string_view> label_values) {
+Metric& MetricFamily::With(std::initializer_list<absl::string_view> label_values) {
   return Find(label_values).metric;
 }
 
-Histogram& MetricFamily::HistogramWith(std::initializer_list<std::string_view> label_values) {
+Histogram& MetricFamily::HistogramWith(std::initializer_list<absl::string_view> label_values) {
   return *Find(label_values).histogram;
 }
 
 MetricFamily& MetricRegistry::Add(MetricInfo info) {
   MutexLock lock(mu_);
   for (MetricFamily& f : families_) {
-    if (f.info().name == info.name) return f;  // two objects of one room in a process share the family
+    if (f.info().name == info.name)
+      return f;  // two objects of one room in a process share the family
   }
   MetricFamily& family = families_.emplace_back(std::move(info));
-  // A series without labels exists from the start, so that a scrape shows a zero instead of nothing.
+  // A series without labels exists from the start, so that a scrape shows a zero instead of
+  // nothing.
   if (family.info().labels.empty()) {
     if (family.info().type == MetricType::kHistogram) {
       family.GetHistogram();
@@ -81,15 +84,19 @@ MetricFamily& MetricRegistry::Add(MetricInfo info) {
   return family;
 }
 
-MetricFamily& MetricRegistry::AddCounter(std::string name, std::string help, std::vector<std::string> labels) {
+MetricFamily& MetricRegistry::AddCounter(std::string name, std::string help,
+                                         std::vector<std::string> labels) {
   return Add({std::move(name), std::move(help), MetricType::kCounter, std::move(labels), {}});
 }
-MetricFamily& MetricRegistry::AddGauge(std::string name, std::string help, std::vector<std::string> labels) {
+MetricFamily& MetricRegistry::AddGauge(std::string name, std::string help,
+                                       std::vector<std::string> labels) {
   return Add({std::move(name), std::move(help), MetricType::kGauge, std::move(labels), {}});
 }
-MetricFamily& MetricRegistry::AddHistogram(std::string name, std::string help, std::vector<double> bounds,
+MetricFamily& MetricRegistry::AddHistogram(std::string name, std::string help,
+                                           std::vector<double> bounds,
                                            std::vector<std::string> labels) {
-  return Add({std::move(name), std::move(help), MetricType::kHistogram, std::move(labels), std::move(bounds)});
+  return Add({std::move(name), std::move(help), MetricType::kHistogram, std::move(labels),
+              std::move(bounds)});
 }
 
 std::vector<double> LatencySecondsBounds() {
@@ -106,9 +113,10 @@ std::string MetricsMarkdown(const MetricRegistry& registry) {
   std::map<std::string, std::string> rows;
   registry.ForEach([&](const MetricFamily& f) {
     const MetricInfo& i = f.info();
-    rows[i.name] = absl::StrCat("| `", i.name, "` | ", kTypes[static_cast<int>(i.type)], " | ",
-                                i.labels.empty() ? "" : absl::StrCat("`", absl::StrJoin(i.labels, "`, `"), "`"),
-                                " | ", i.help, " |\n");
+    rows[i.name] = absl::StrCat(
+        "| `", i.name, "` | ", kTypes[static_cast<int>(i.type)], " | ",
+        i.labels.empty() ? "" : absl::StrCat("`", absl::StrJoin(i.labels, "`, `"), "`"), " | ",
+        i.help, " |\n");
   });
   std::string out = "| name | type | labels | meaning |\n|---|---|---|---|\n";
   for (const auto& [name, row] : rows) out += row;

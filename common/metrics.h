@@ -1,7 +1,9 @@
-// Counters, gauges and histograms, cheap enough for hot paths, exported to Prometheus by common/metrics_server.h.
+// Counters, gauges and histograms, cheap enough for hot paths, exported to Prometheus by
+// common/metrics_server.h.
 //
-// One metrics.h per room declares a struct of families built over a Registry; no name is written anywhere else. A family's
-// With(labels) takes a lock: keep the returned reference. All classes are thread-safe; references live as long as the Registry.
+// One metrics.h per room declares a struct of families built over a Registry; no name is written
+// anywhere else. A family's With(labels) takes a lock: keep the returned reference. All classes are
+// thread-safe; references live as long as the Registry.
 #pragma once
 
 #include <atomic>
@@ -11,9 +13,9 @@
 #include <map>
 #include <memory>
 #include <string>
-#include <string_view>
 #include <vector>
 
+#include "absl/strings/string_view.h"
 #include "common/mutex.h"
 
 namespace oscarkv {
@@ -40,11 +42,13 @@ class Histogram {
  public:
   explicit Histogram(const std::vector<double>* bounds);
   void Observe(double v);
-  // counts[i] counts values <= bounds[i] and above the bound before it; the last one counts the rest.
+  // counts[i] counts values <= bounds[i] and above the bound before it; the last one counts the
+  // rest.
   std::vector<uint64_t> Counts() const;
   double sum() const { return sum_.value(); }
   const std::vector<double>& bounds() const { return *bounds_; }
-  // The value below which a share `q` of the observations lies, interpolated inside a bucket; 0 without observations.
+  // The value below which a share `q` of the observations lies, interpolated inside a bucket; 0
+  // without observations.
   double Quantile(double q) const;
 
  private:
@@ -66,10 +70,11 @@ class MetricFamily {
   explicit MetricFamily(MetricInfo info) : info_(std::move(info)) {}
   const MetricInfo& info() const { return info_; }
 
-  // The series with these label values, made at first use. The number of values must equal that of the labels.
-  Metric& With(std::initializer_list<std::string_view> label_values);
+  // The series with these label values, made at first use. The number of values must equal that of
+  // the labels.
+  Metric& With(std::initializer_list<absl::string_view> label_values);
   Metric& Get() { return With({}); }
-  Histogram& HistogramWith(std::initializer_list<std::string_view> label_values);
+  Histogram& HistogramWith(std::initializer_list<absl::string_view> label_values);
   Histogram& GetHistogram() { return HistogramWith({}); }
 
   struct Series {
@@ -85,7 +90,7 @@ class MetricFamily {
   }
 
  private:
-  Series& Find(std::initializer_list<std::string_view> label_values);
+  Series& Find(std::initializer_list<absl::string_view> label_values);
 
   const MetricInfo info_;
   mutable Mutex mu_;
@@ -94,7 +99,8 @@ class MetricFamily {
 
 class MetricRegistry {
  public:
-  MetricFamily& AddCounter(std::string name, std::string help, std::vector<std::string> labels = {});
+  MetricFamily& AddCounter(std::string name, std::string help,
+                           std::vector<std::string> labels = {});
   MetricFamily& AddGauge(std::string name, std::string help, std::vector<std::string> labels = {});
   MetricFamily& AddHistogram(std::string name, std::string help, std::vector<double> bounds,
                              std::vector<std::string> labels = {});

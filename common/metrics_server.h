@@ -11,8 +11,10 @@ namespace oscarkv {
 
 class MetricsServer {
  public:
-  // address: "host:port"; port 0 picks a free one. Errors: kUnavailable when the address cannot be bound.
-  static absl::StatusOr<std::unique_ptr<MetricsServer>> Start(const std::string& address, const MetricRegistry* registry);
+  // address: "host:port"; port 0 picks a free one. Errors: kUnavailable when the address cannot be
+  // bound.
+  static absl::StatusOr<std::unique_ptr<MetricsServer>> Start(const std::string& address,
+                                                              const MetricRegistry* registry);
   ~MetricsServer();
   int port() const;
 

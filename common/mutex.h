@@ -1,6 +1,7 @@
 // Annotated locks: std::mutex and std::condition_variable under clang's thread-safety analysis.
 //
-// Not absl::Mutex: Debian's abseil is not instrumented for ThreadSanitizer, which then reports false races.
+// Not absl::Mutex: Debian's abseil is not instrumented for ThreadSanitizer, which then reports
+// false races.
 #pragma once
 
 #include <chrono>
@@ -49,7 +50,8 @@ class CondVar {
     std::unique_lock<std::mutex> lock(mu.mu_, std::adopt_lock);
     // The system clock's wait: gcc 12's TSan does not intercept pthread_cond_clockwait.
     const auto left = deadline - std::chrono::steady_clock::now();
-    const bool ok = cv_.wait_until(lock, std::chrono::system_clock::now() + left) == std::cv_status::no_timeout;
+    const bool ok =
+        cv_.wait_until(lock, std::chrono::system_clock::now() + left) == std::cv_status::no_timeout;
     lock.release();
     return ok;
   }

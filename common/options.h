@@ -1,5 +1,6 @@
-// One table row per option (name, field, default, doc, bounds) gives the command-line flags, --help, the config file, docs/options.md
-// and the check of the manifests. A room declares a plain Options struct and a function that adds its rows.
+// One table row per option (name, field, default, doc, bounds) gives the command-line flags,
+// --help, the config file, docs/options.md and the check of the manifests. A room declares a plain
+// Options struct and a function that adds its rows.
 #pragma once
 
 #include <cstdint>
@@ -14,28 +15,34 @@
 namespace oscarkv {
 
 struct OptionRow {
-  std::string name;           // "capacity": --capacity on the command line, `capacity = ` in a config file
+  std::string name;  // "capacity": --capacity on the command line, `capacity = ` in a config file
   std::string value_name;     // "BYTES", "HOST:PORT", ...
   std::string doc;            // one sentence
   std::string default_value;  // as text
   std::string allowed;        // "1..65535", "exact|canonical", "a size such as 512MiB"
   bool is_flag = false;       // takes no value on the command line
-  std::function<absl::Status(absl::string_view)> set;  // kInvalidArgument: name, value, what is allowed
+  std::function<absl::Status(absl::string_view)>
+      set;  // kInvalidArgument: name, value, what is allowed
 };
 
-// Rows point into the options struct, which must outlive the table. The default is the field's value when the row is added.
+// Rows point into the options struct, which must outlive the table. The default is the field's
+// value when the row is added.
 class OptionTable {
  public:
   void AddString(std::string name, std::string* field, std::string value_name, std::string doc);
-  void AddStrings(std::string name, std::vector<std::string>* field, std::string value_name, std::string doc);  // commas
+  void AddStrings(std::string name, std::vector<std::string>* field, std::string value_name,
+                  std::string doc);  // commas
   void AddInt(std::string name, int* field, int64_t min, int64_t max, std::string doc);
   void AddInt64(std::string name, int64_t* field, int64_t min, int64_t max, std::string doc);
   void AddUint64(std::string name, uint64_t* field, uint64_t min, uint64_t max, std::string doc);
   void AddFloat(std::string name, float* field, double min, double max, std::string doc);
-  void AddBytes(std::string name, uint64_t* field, uint64_t min, uint64_t max, std::string doc);  // 4096, 64KiB, 2GiB, 1GB
-  void AddDuration(std::string name, Duration* field, Duration min, Duration max, std::string doc);  // 250ms, 5s, 2m, 1h
+  void AddBytes(std::string name, uint64_t* field, uint64_t min, uint64_t max,
+                std::string doc);  // 4096, 64KiB, 2GiB, 1GB
+  void AddDuration(std::string name, Duration* field, Duration min, Duration max,
+                   std::string doc);  // 250ms, 5s, 2m, 1h
   void AddBool(std::string name, bool* field, std::string doc);
-  void AddChoice(std::string name, std::string* field, std::vector<std::string> choices, std::string doc);
+  void AddChoice(std::string name, std::string* field, std::vector<std::string> choices,
+                 std::string doc);
 
   const std::vector<OptionRow>& rows() const { return rows_; }
   absl::Status Set(absl::string_view name, absl::string_view value) const;
@@ -49,8 +56,8 @@ class OptionTable {
 
 absl::Status ParseBytes(absl::string_view text, uint64_t* bytes);
 absl::Status ParseDuration(absl::string_view text, Duration* duration);
-std::string FormatBytes(uint64_t bytes);      // "1.50 GiB", "512 B"
-std::string FormatDuration(Duration d);       // "250ms", "2.5s"
+std::string FormatBytes(uint64_t bytes);  // "1.50 GiB", "512 B"
+std::string FormatDuration(Duration d);   // "250ms", "2.5s"
 
 // Rows as a Markdown table, for docs/options.md.
 std::string OptionsMarkdown(const OptionTable& table);

@@ -7,7 +7,8 @@
 
 namespace oscarkv {
 
-static_assert(std::endian::native == std::endian::little, "digests are defined over little-endian integers");
+static_assert(std::endian::native == std::endian::little,
+              "digests are defined over little-endian integers");
 
 struct Sha256::Context {
   EVP_MD_CTX* md = EVP_MD_CTX_new();
@@ -25,7 +26,9 @@ Sha256& Sha256::Update(const void* data, size_t size) {
   return *this;
 }
 
-Sha256& Sha256::UpdateU64(uint64_t v) { return Update(&v, sizeof(v)); }
+Sha256& Sha256::UpdateU64(uint64_t v) {
+  return Update(&v, sizeof(v));
+}
 
 Sha256Digest Sha256::Finish() {
   Sha256Digest digest;

@@ -6,7 +6,8 @@
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <string_view>
+
+#include "absl/strings/string_view.h"
 
 namespace oscarkv {
 
@@ -21,11 +22,11 @@ class Sha256 {
   Sha256& operator=(const Sha256&) = delete;
 
   Sha256& Update(const void* data, size_t size);
-  Sha256& Update(std::string_view s) { return Update(s.data(), s.size()); }
+  Sha256& Update(absl::string_view s) { return Update(s.data(), s.size()); }
   // Little-endian, eight bytes.
   Sha256& UpdateU64(uint64_t v);
   // Length (UpdateU64) then bytes: unambiguous concatenation of strings.
-  Sha256& UpdateField(std::string_view s) { return UpdateU64(s.size()).Update(s); }
+  Sha256& UpdateField(absl::string_view s) { return UpdateU64(s.size()).Update(s); }
   // The digest; afterwards the object starts anew.
   Sha256Digest Finish();
 
@@ -35,6 +36,8 @@ class Sha256 {
 };
 
 std::string ToHex(const void* data, size_t size);
-inline std::string ToHex(const Sha256Digest& d) { return ToHex(d.data(), d.size()); }
+inline std::string ToHex(const Sha256Digest& d) {
+  return ToHex(d.data(), d.size());
+}
 
 }  // namespace oscarkv

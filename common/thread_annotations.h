@@ -1,6 +1,19 @@
 // Names for clang's thread-safety attributes (-Wthread-safety); no-ops for other compilers.
 #pragma once
 
+#include "absl/base/thread_annotations.h"
+
+// abseil still defines some of these names without its prefix: ours replace them.
+#undef CAPABILITY
+#undef SCOPED_CAPABILITY
+#undef GUARDED_BY
+#undef PT_GUARDED_BY
+#undef REQUIRES
+#undef ACQUIRE
+#undef RELEASE
+#undef EXCLUDES
+#undef NO_THREAD_SAFETY_ANALYSIS
+
 #if defined(__clang__)
 #define OSCARKV_TS_ATTR(x) __attribute__((x))
 #else

@@ -15,14 +15,16 @@ absl::Status FromGrpc(const grpc::Status& status) {
 std::chrono::system_clock::time_point ToSystem(Time deadline) {
   if (deadline == Time::max()) return std::chrono::system_clock::time_point::max();
   const auto left = deadline - std::chrono::steady_clock::now();
-  return std::chrono::system_clock::now() + std::chrono::duration_cast<std::chrono::system_clock::duration>(left);
+  return std::chrono::system_clock::now() +
+         std::chrono::duration_cast<std::chrono::system_clock::duration>(left);
 }
 
 Time DeadlineOf(const grpc::ServerContextBase& context, Duration fallback) {
   const Time now = std::chrono::steady_clock::now();
   const auto deadline = context.deadline();
   // Without a deadline gRPC says "infinite future".
-  if (deadline - std::chrono::system_clock::now() > std::chrono::hours(24 * 365)) return now + fallback;
+  if (deadline - std::chrono::system_clock::now() > std::chrono::hours(24 * 365))
+    return now + fallback;
   return now + std::chrono::duration_cast<Duration>(deadline - std::chrono::system_clock::now());
 }
 
