@@ -1,0 +1,184 @@
+"""Starts the real processes of a cluster on 127.0.0.1 with free ports, for the integration tests.
+
+Standard library only. Everything started here is stopped at exit; logs are printed when a test fails.
+"""
+import json
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import time
+import unittest
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BINARY = os.environ.get("OSCARKV_BINARY", str(ROOT / "build/release/cli/oscarkv"))
+MODEL = str(ROOT / "models/reference")
+START_TIMEOUT_S = 60
+
+
+class Role:
+    """One process of the cluster."""
+
+    def __init__(self, folder, role, args):
+        self.role = role
+        self.log_path = Path(folder) / f"{role}.log"
+        ready = Path(folder) / f"{role}.ready"
+        command = [BINARY, re.sub(r"-\d+$", "", role), "--listen", "127.0.0.1:0", "--ready-file", str(ready)] + args
+        env = dict(os.environ, OMP_WAIT_POLICY="passive")
+        with open(self.log_path, "wb") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not ready.exists():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise RuntimeError(f"{role} did not start: {' '.join(command)}\n{self.log()}")
+            time.sleep(0.02)
+        values = dict(line.split("=", 1) for line in ready.read_text().split())
+        self.address = f"127.0.0.1:{values['grpc']}"
+        self.metrics_port = int(values["metrics"])
+
+    def log(self):
+        return self.log_path.read_text(errors="replace")
+
+    def metrics(self):
+        """{'name{labels}': value} of a scrape."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as response:
+            lines = response.read().decode().splitlines()
+        return {name: float(value) for name, value in
+                (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))}
+
+    def metric(self, name, **labels):
+        """The sum of the series of this name whose labels include these."""
+        total = 0.0
+        for series, value in self.metrics().items():
+            base, _, rest = series.partition("{")
+            if base == name and all(f'{k}="{v}"' in rest for k, v in labels.items()):
+                total += value
+        return total
+
+    def send(self, signal_number):
+        if self.process.poll() is None:
+            self.process.send_signal(signal_number)
+
+    def kill(self):
+        self.send(signal.SIGKILL)
+        self.process.wait()
+
+    def terminate(self, timeout=20):
+        """SIGTERM; returns the exit status."""
+        self.send(signal.SIGCONT)
+        self.send(signal.SIGTERM)
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"{self.role} did not stop within {timeout} s of SIGTERM\n{self.log()}")
+
+
+class Cluster:
+    def __init__(self, kvstores=1, prefills=1, attentions=1, profile="oscar", capacity="256MiB", kvstore_args=(),
+                 prefill_args=(), attention_args=(), gateway_args=(), model=MODEL, data_path="ucx", lanes="auto"):
+        self._folder = tempfile.TemporaryDirectory(prefix="oscarkv-test-")
+        self.roles = {}
+        self.kvstore_args = ["--capacity", capacity, "--ucx-lanes", lanes, *kvstore_args]
+        self.worker_args = ["--model", model, "--profile", profile, "--data-path", data_path, "--ucx-lanes", lanes]
+        try:
+            nodes = [self.start(f"kvstore-{i}", self.kvstore_args).address for i in range(kvstores)]
+            self.nodes = ",".join(nodes)
+            self.worker_args += ["--nodes", self.nodes]
+            prefill = [self.start(f"prefill-{i}", [*self.worker_args, *prefill_args]).address for i in range(prefills)]
+            attention = [self.start(f"attention-{i}", [*self.worker_args, *attention_args]).address
+                         for i in range(attentions)]
+            self.gateway = self.start("gateway", ["--model", model, "--nodes", self.nodes, "--prefill", ",".join(prefill),
+                                                  "--attention", ",".join(attention), *gateway_args])
+        except Exception:
+            self.stop()
+            raise
+
+    def start(self, role, args):
+        self.roles[role] = Role(self._folder.name, role, list(args))
+        return self.roles[role]
+
+    def __getitem__(self, role):
+        return self.roles[role]
+
+    def of(self, kind):
+        return [r for name, r in self.roles.items() if name.startswith(kind)]
+
+    def generate_process(self, prompt, *args, **popen):
+        path = Path(self._folder.name) / f"prompt-{time.monotonic_ns()}"
+        path.write_text(prompt)
+        return subprocess.Popen([BINARY, "generate", "--gateway", self.gateway.address, "--prompt-file", str(path),
+                                 *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
+
+    def generate(self, prompt, *args, timeout=180):
+        """The JSON of `oscarkv generate --json`; raises GenerateError with its stderr."""
+        process = self.generate_process(prompt, "--json", *args)
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise AssertionError("generate hangs\n" + self.logs())
+        if process.returncode != 0:
+            raise GenerateError(err.strip())
+        return json.loads(out)
+
+    def logs(self):
+        return "\n".join(f"--- {name}\n{role.log()[-4000:]}" for name, role in self.roles.items())
+
+    def stop(self):
+        statuses = {}
+        for name, role in reversed(list(self.roles.items())):
+            if role.process.poll() is None:
+                statuses[name] = role.terminate()
+        self._folder.cleanup()
+        return statuses
+
+    def wait_for(self, what, condition, timeout=20):
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if condition():
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"not within {timeout} s: {what}\n{self.logs()}")
+
+
+class GenerateError(Exception):
+    pass
+
+
+class ClusterTest(unittest.TestCase):
+    """A test case with one cluster per class; `options` are Cluster's arguments."""
+    options = {}
+
+    @classmethod
+    def setUpClass(cls):
+        cls.cluster = Cluster(**cls.options)
+
+    @classmethod
+    def tearDownClass(cls):
+        statuses = cls.cluster.stop()
+        bad = {name: status for name, status in statuses.items() if status != 0}
+        assert not bad, f"exit statuses after SIGTERM: {bad}"
+
+    def run(self, result=None):
+        before = len(result.failures) + len(result.errors)
+        super().run(result)
+        if len(result.failures) + len(result.errors) > before:
+            print(self.cluster.logs())
+
+
+def tokens(answer):
+    return [t["id"] for t in answer["tokens"]]
+
+
+def book(name="wendigo"):
+    return (ROOT / f"tests/data/{name}.txt").read_text()
+
+
+def words(n, start=0, name="wendigo"):
+    """An excerpt of n words."""
+    return " ".join(book(name).split()[start:start + n])

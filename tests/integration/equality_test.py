@@ -1,0 +1,64 @@
+"""The disaggregated run with bf16 pages answers token for token like a single process; prompts around every block border."""
+import json
+import subprocess
+import unittest
+
+from cluster import BINARY, MODEL, Cluster, ClusterTest, tokens, words
+
+LENGTHS = (1, 63, 64, 65, 319, 320, 321, 383, 384, 385)
+
+
+def prompts():
+    """Token id prompts of the lengths that matter, and longer ones."""
+    process = subprocess.run([BINARY, "tokenize", "--model", MODEL, "--prompt", words(1500)], capture_output=True,
+                             text=True, check=True)
+    ids = json.loads(process.stdout)
+    return [ids[:n] for n in (*LENGTHS, 1000)]
+
+
+def local(prompt, profile):
+    process = subprocess.run([BINARY, "generate", "--model", MODEL, "--profile", profile, "--json", "--max-tokens", "40",
+                              "--ignore-eos", "--prompt-ids", ",".join(map(str, prompt))], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
+
+
+class Bf16Equality(ClusterTest):
+    options = dict(profile="bf16", kvstores=2)
+
+    def test_token_for_token(self):
+        for prompt in prompts():
+            with self.subTest(tokens=len(prompt)):
+                want = tokens(local(prompt, "bf16"))
+                got = self.cluster.generate("", "--max-tokens", 40, "--ignore-eos", "--prompt-ids",
+                                            ",".join(map(str, prompt)))
+                self.assertEqual(tokens(got), want)
+                self.assertEqual(len(want), 40)
+
+
+class OscarEquality(ClusterTest):
+    options = dict(profile="oscar", kvstores=2)
+
+    def test_token_for_token(self):
+        for prompt in prompts():
+            with self.subTest(tokens=len(prompt)):
+                want = tokens(local(prompt, "oscar"))
+                got = self.cluster.generate("", "--max-tokens", 40, "--ignore-eos", "--prompt-ids",
+                                            ",".join(map(str, prompt)))
+                self.assertEqual(tokens(got), want)
+
+
+class GrpcDataPath(ClusterTest):
+    options = dict(profile="oscar", kvstores=2, data_path="grpc")
+
+    def test_answers_and_lane(self):
+        prompt = words(900)
+        first = self.cluster.generate(prompt, "--max-tokens", 20)
+        self.assertEqual(first["usage"]["lanes"], ["grpc"])
+        again = self.cluster.generate(prompt, "--max-tokens", 20)
+        self.assertEqual(tokens(first), tokens(again))
+        self.assertGreater(again["usage"]["cached_tokens"], 0)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
