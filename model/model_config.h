@@ -34,17 +34,19 @@ struct ModelConfig {
   bool attention_bias = false;  // biases on q, k, v (Qwen2: always)
   bool output_bias = false;     // bias on o (Llama's attention_bias)
   bool mlp_bias = false;
-  bool qk_norm = false;         // Qwen3
+  bool qk_norm = false;  // Qwen3
   RopeConfig rope;
   std::vector<int> eos_token_ids;  // config.json and generation_config.json, united
 
   kernels::KvShape kv_shape() const { return {num_layers, num_kv_heads, head_dim}; }
 };
 
-// Reads config.json and, where it exists, generation_config.json. Old and new spellings (rope_theta + rope_scaling or
-// rope_parameters; torch_dtype or dtype). Unsupported: kUnimplemented that names what.
+// Reads config.json and, where it exists, generation_config.json. Old and new spellings (rope_theta
+// + rope_scaling or rope_parameters; torch_dtype or dtype). Unsupported: kUnimplemented that names
+// what.
 absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& model_dir);
 // The same from the texts (generation: may be empty).
-absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& config_json, const std::string& generation_json);
+absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& config_json,
+                                             const std::string& generation_json);
 
 }  // namespace oscarkv

@@ -1,4 +1,5 @@
-// Reads safetensors files, single or sharded, by mmap. The header is untrusted: bounded, checked, fuzzed.
+// Reads safetensors files, single or sharded, by mmap. The header is untrusted: bounded, checked,
+// fuzzed.
 #pragma once
 
 #include <cstdint>
@@ -24,14 +25,15 @@ struct TensorView {
   int64_t num_elements() const;
 };
 
-// Parses the header of a safetensors image and checks that every tensor lies inside it, without overlap of header and data.
-// Names map to views into `image`.
+// Parses the header of a safetensors image and checks that every tensor lies inside it, without
+// overlap of header and data. Names map to views into `image`.
 absl::StatusOr<std::map<std::string, TensorView>> ParseSafetensors(absl::Span<const uint8_t> image);
 
 // Immutable after opening.
 class TensorStore {
  public:
-  // `path`: a .safetensors file, or a model folder with model.safetensors or model.safetensors.index.json.
+  // `path`: a .safetensors file, or a model folder with model.safetensors or
+  // model.safetensors.index.json.
   static absl::StatusOr<std::unique_ptr<TensorStore>> Open(const std::string& path);
   ~TensorStore();
 
@@ -39,8 +41,10 @@ class TensorStore {
   absl::StatusOr<TensorView> Find(const std::string& name) const;
   bool Has(const std::string& name) const;
   std::vector<std::string> Names() const;
-  // The tensor as fp32 (from fp32, fp16, bf16, fp64); kInvalidArgument when its shape is not `shape`.
-  absl::StatusOr<std::vector<float>> ReadF32(const std::string& name, const std::vector<int64_t>& shape) const;
+  // The tensor as fp32 (from fp32, fp16, bf16, fp64); kInvalidArgument when its shape is not
+  // `shape`.
+  absl::StatusOr<std::vector<float>> ReadF32(const std::string& name,
+                                             const std::vector<int64_t>& shape) const;
   absl::StatusOr<std::vector<int32_t>> ReadI32(const std::string& name) const;
   // The whole mapped files, for fingerprints.
   std::vector<absl::Span<const uint8_t>> files() const;

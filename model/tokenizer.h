@@ -1,4 +1,5 @@
-// Byte-level BPE from a Hugging Face tokenizer.json (Qwen, Llama 3, GPT-2 style), and streaming detokenisation.
+// Byte-level BPE from a Hugging Face tokenizer.json (Qwen, Llama 3, GPT-2 style), and streaming
+// detokenisation.
 #pragma once
 
 #include <cstdint>
@@ -14,13 +15,15 @@ namespace oscarkv {
 // Immutable after loading: thread-safe.
 class Tokenizer {
  public:
-  static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& model_dir);  // reads tokenizer.json
+  static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(
+      const std::string& model_dir);  // reads tokenizer.json
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Parse(absl::string_view tokenizer_json);
   ~Tokenizer();
 
-  // kInvalidArgument with the byte offset when `text` is not UTF-8. Added tokens in the text become their ids. No BOS is added
-  // unless the file's post-processor says so and add_special is true.
-  absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text, bool add_special = false) const;
+  // kInvalidArgument with the byte offset when `text` is not UTF-8. Added tokens in the text become
+  // their ids. No BOS is added unless the file's post-processor says so and add_special is true.
+  absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text,
+                                              bool add_special = false) const;
   // Ids outside the vocabulary are left out; incomplete UTF-8 becomes U+FFFD.
   std::string Decode(const std::vector<int32_t>& ids, bool skip_special = true) const;
   // The raw bytes of one token; empty for a special token when skip_special.
