@@ -1,12 +1,18 @@
 # oscarkv_cc_library(NAME kvstore_core SRCS a.cc HDRS a.h DEPS oscarkv::common absl::status)
 #   A static library with alias oscarkv::<NAME>. DEPS are public. Without SRCS it is header-only.
 # oscarkv_cc_test(NAME kvstore_index_test SRCS index_test.cc DEPS oscarkv::kvstore_core [LABELS unit] [TIMEOUT s])
-#   A GoogleTest program, registered with CTest as one test per program.
+#   A GoogleTest program, registered with CTest as one test per program. Labels: `unit` (default; runs under ASan too), `tsan` (in
+#   addition: logic without gRPC and UCX in the binary, runs under TSan), `no_asan` (too slow there), `slow`, `integration`.
+#   Targets asan_tests and tsan_tests build those with the label unit, resp. tsan.
 # oscarkv_cc_binary(NAME x SRCS ... DEPS ...)
 # oscarkv_fuzz_target(NAME x SRCS x_fuzz.cc DEPS ...)
 #   With OSCARKV_FUZZ: a libFuzzer program. Always: `<NAME>_corpus_test`, the same entry point run over seed and mutated
 #   inputs for a bounded time, so that every compiler runs it.
 include(CMakeParseArguments)
+if(OSCARKV_TESTS)
+  add_custom_target(asan_tests)
+  add_custom_target(tsan_tests)
+endif()
 
 function(oscarkv_cc_library)
   cmake_parse_arguments(A "" "NAME" "SRCS;HDRS;DEPS" ${ARGN})
@@ -39,6 +45,12 @@ function(oscarkv_cc_test)
   if(NOT A_LABELS)
     set(A_LABELS unit)
   endif()
+  if("unit" IN_LIST A_LABELS AND NOT "no_asan" IN_LIST A_LABELS)
+    add_dependencies(asan_tests ${A_NAME})
+  endif()
+  if("tsan" IN_LIST A_LABELS)
+    add_dependencies(tsan_tests ${A_NAME})
+  endif()
   add_test(NAME ${A_NAME} COMMAND ${A_NAME} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   set_tests_properties(${A_NAME} PROPERTIES TIMEOUT ${A_TIMEOUT} LABELS "${A_LABELS}"
     ENVIRONMENT "OMP_NUM_THREADS=1;OMP_WAIT_POLICY=passive")
@@ -59,5 +71,6 @@ function(oscarkv_fuzz_target)
   target_link_libraries(${A_NAME}_corpus_test PRIVATE oscarkv_compile_options ${A_DEPS})
   add_test(NAME ${A_NAME}_corpus_test
     COMMAND ${A_NAME}_corpus_test ${CMAKE_SOURCE_DIR}/tests/fuzz/corpus/${A_NAME} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+  add_dependencies(asan_tests ${A_NAME}_corpus_test)
   set_tests_properties(${A_NAME}_corpus_test PROPERTIES TIMEOUT 120 LABELS "unit;fuzz")
 endfunction()
