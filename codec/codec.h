@@ -1,8 +1,9 @@
 // A KV codec: the transform of K and V, and the two directions between bf16 blocks and 2-bit pages.
 //
-// Keys and values live in the codec's space everywhere behind the model's projections: K and Q are multiplied by the key rotation
-// after RoPE; the value rotation is folded into W_V and its inverse into W_O when the model loads. Sink, window and hand-over
-// blocks hold rotated bf16 rows; the codes are made from those same rows.
+// Keys and values live in the codec's space everywhere behind the model's projections: K and Q are
+// multiplied by the key rotation after RoPE; the value rotation is folded into W_V and its inverse
+// into W_O when the model loads. Sink, window and hand-over blocks hold rotated bf16 rows; the
+// codes are made from those same rows.
 #pragma once
 
 #include <cstdint>
@@ -29,38 +30,46 @@ class KvCodec {
 
   virtual Profile profile() const = 0;
   virtual const kernels::KvShape& shape() const = 0;
-  // Digest of all that decides the bytes: profile, transforms, clip ratios. Blocks of different fingerprints never mix.
+  // Digest of all that decides the bytes: profile, transforms, clip ratios. Blocks of different
+  // fingerprints never mix.
   virtual const Sha256Digest& fingerprint() const = 0;
   // One line for people: "oscar, rotations from k_rotation_qqt_r_h_pbr.pt, clip K 0.96 V 0.92".
   virtual std::string Describe() const = 0;
-  // True when the transform was made without data (Hadamard): accuracy suffers, and whoever serves must say so.
+  // True when the transform was made without data (Hadamard): accuracy suffers, and whoever serves
+  // must say so.
   virtual bool data_free() const = 0;
 
-  // Row-major [head_dim, head_dim] fp32 M with rotated row = row * M, orthogonal; null: identity. Valid as long as the codec.
+  // Row-major [head_dim, head_dim] fp32 M with rotated row = row * M, orthogonal; null: identity.
+  // Valid as long as the codec.
   virtual const float* KeyRotation(int layer, int kv_head) const = 0;
   virtual const float* ValueRotation(int layer, int kv_head) const = 0;
 
-  // One layer of a block of 64 tokens: bf16 [K,V][kv_head][64][d], rotated -> page layer [kv_head][PageHeadBytes], and back.
-  // Inf or NaN in a row: kInvalidArgument. Profile kBf16 has no pages: kFailedPrecondition.
-  virtual absl::Status EncodeLayer(int layer, const kernels::Bf16* block_layer, uint8_t* page_layer) const = 0;
-  virtual absl::Status DecodeLayer(int layer, const uint8_t* page_layer, kernels::Bf16* block_layer) const = 0;
+  // One layer of a block of 64 tokens: bf16 [K,V][kv_head][64][d], rotated -> page layer
+  // [kv_head][PageHeadBytes], and back. Inf or NaN in a row: kInvalidArgument. Profile kBf16 has no
+  // pages: kFailedPrecondition.
+  virtual absl::Status EncodeLayer(int layer, const kernels::Bf16* block_layer,
+                                   uint8_t* page_layer) const = 0;
+  virtual absl::Status DecodeLayer(int layer, const uint8_t* page_layer,
+                                   kernels::Bf16* block_layer) const = 0;
   // Rows whose metadata had to be clamped to fp16's range since creation.
   virtual uint64_t clamped_rows() const = 0;
 };
 
 struct CodecOptions {
   Profile profile = Profile::kOscar;
-  std::string key_rotation_file;    // RotationZoo .pt or safetensors; empty with data_free
+  std::string key_rotation_file;  // RotationZoo .pt or safetensors; empty with data_free
   std::string value_rotation_file;
-  bool data_free = false;           // Hadamard instead of files
+  bool data_free = false;  // Hadamard instead of files
   float key_clip = 0.96f;
   float value_clip = 0.92f;
 };
 
-absl::StatusOr<std::shared_ptr<const KvCodec>> CreateCodec(const CodecOptions& options, const kernels::KvShape& shape);
+absl::StatusOr<std::shared_ptr<const KvCodec>> CreateCodec(const CodecOptions& options,
+                                                           const kernels::KvShape& shape);
 
-// Fills the rotation files of `options` from a model's folder: k_rotation_*.pt (or .safetensors) and v_rotation_*; none found:
-// sets data_free. Exactly one of the two, or several candidates: an error that names them.
+// Fills the rotation files of `options` from a model's folder: k_rotation_*.pt (or .safetensors)
+// and v_rotation_*; none found: sets data_free. Exactly one of the two, or several candidates: an
+// error that names them.
 absl::Status FindRotations(const std::string& model_dir, CodecOptions* options);
 
 }  // namespace oscarkv
