@@ -28,7 +28,8 @@ inline int FirstWindowBlock(int position) {
   return first < kSinkBlocks ? kSinkBlocks : first;
 }
 
-// Thread-safe allocation; the bytes of a slot belong to whoever holds its id.
+// Thread-safe allocation; the bytes of a slot belong to whoever holds its id. Freeing a slot that is not allocated would hand
+// one sequence's KV to another: it aborts the process.
 class KvPool {
  public:
   // `pages` and `blocks`: 128-byte aligned memory that outlives the pool; as many slots as fit. PageBytes() and Bf16BlockBytes()
@@ -63,8 +64,16 @@ class KvPool {
   const absl::Span<uint8_t> pages_, blocks_;
   const int num_pages_, num_blocks_;
   mutable Mutex mu_;
-  std::vector<int32_t> free_pages_ GUARDED_BY(mu_);
-  std::vector<int32_t> free_blocks_ GUARDED_BY(mu_);
+  // Last in, first out: a slot just freed is the one whose memory is warm.
+  struct FreeList {
+    explicit FreeList(int slots);
+    int32_t Take();
+    void Give(int32_t id, const char* what);
+    std::vector<int32_t> ids;
+    std::vector<bool> used;
+  };
+  FreeList free_pages_ GUARDED_BY(mu_);
+  FreeList free_blocks_ GUARDED_BY(mu_);
 };
 
 // One block of a sequence: its 2-bit page, its bf16 copy, either or both.

@@ -57,7 +57,7 @@ class ModelRunner {
   virtual const KvCodec& codec() const = 0;
   virtual PrefillHistory prefill_history() const = 0;
   virtual absl::StatusOr<PrefillOutput> Prefill(const PrefillChunk& chunk) = 0;
-  // logits: [batch][vocab], resized.
+  // logits: [batch][vocab], resized. A sequence whose K or V became Inf or NaN gets NaN logits; the others go on.
   virtual absl::Status DecodeStep(absl::Span<const DecodeInput> batch, std::vector<float>* logits) = 0;
 };
 

@@ -34,7 +34,7 @@ struct SampledToken {
 };
 
 // logits: [vocab]; history: all tokens so far (for the repetition penalty); position: index of the token being chosen. Ties go to
-// the smaller id.
+// the smaller id. A NaN counts as minus infinity; where no token is left at all, token stays -1.
 SampledToken Sample(absl::Span<const float> logits, const SamplingParams& params, absl::Span<const int32_t> history,
                     int position);
 

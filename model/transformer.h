@@ -1,0 +1,143 @@
+// The transformer behind ModelRunner, on the CPU.
+//
+// A chunk or a batch runs layer by layer. Within a layer, all that concerns a token alone (norms,
+// products, rotary embedding, rotation, rounding, MLP) runs over *tiles*: rows of one 64-token
+// block, so that a tile's bf16 K and V fill one block slot and its thread encodes the page right
+// away. Tiles are cut at multiples of 64 positions whatever the chunk; together with products whose
+// rows do not depend on each other (linear.h) this makes K and V independent of the chunk size.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/paged_attention/op.h"
+#include "kernels/prefill_attention/op.h"
+#include "kernels/thread_pool.h"
+#include "model/model_runner.h"
+#include "model/rope_tables.h"
+#include "model/transformer_weights.h"
+
+namespace oscarkv {
+
+class Transformer final : public ModelRunner {
+ public:
+  static absl::StatusOr<std::unique_ptr<Transformer>> Load(const std::string& model_dir,
+                                                           std::shared_ptr<const KvCodec> codec,
+                                                           const TransformerOptions& options);
+
+  const ModelConfig& config() const override { return config_; }
+  const KvCodec& codec() const override { return *codec_; }
+  PrefillHistory prefill_history() const override { return options_.history; }
+  absl::StatusOr<PrefillOutput> Prefill(const PrefillChunk& chunk) override;
+  absl::Status DecodeStep(absl::Span<const DecodeInput> batch, std::vector<float>* logits) override;
+
+  // Rounds the rotary frequencies to bf16, as a model has them that was cast to bf16 as a whole.
+  // For golden checks.
+  void RoundRopeFrequencies();
+
+  // With options.fp32_kv: called after each layer's K and V of a chunk are made; k and v:
+  // [kv_head][head_stride / d][d].
+  using KvObserver =
+      std::function<void(int layer, const float* k, const float* v, int64_t head_stride)>;
+  void set_kv_observer(KvObserver observer) { kv_observer_ = std::move(observer); }
+
+ private:
+  // What one tile, or one decode batch, needs beside the residual stream. Grows to the largest
+  // number of rows seen.
+  struct Workspace {
+    void Reserve(const ModelConfig& c, int64_t rows);
+    int64_t rows = 0;
+    std::vector<float> normed;          // [rows, hidden]
+    std::vector<float> qkv;             // [rows, (q + 2 kv heads) * d]
+    std::vector<float> dense, rotated;  // [rows * (q + kv heads), d] at most
+    std::vector<float> k, v;            // [rows, kv heads, d]
+    std::vector<float> gate_up, mlp;    // [rows, 2 * intermediate], [rows, intermediate]
+    std::vector<float> hidden;          // [rows, hidden]
+    std::vector<kernels::Bf16> block;   // one layer of a block, for decoded pages
+  };
+  // One layer's K and V in one piece per head, for prefill attention: [kv_head][capacity][d].
+  struct Contiguous {
+    std::vector<kernels::Bf16> k, v;
+    std::vector<float> k32, v32;  // fp32_kv
+  };
+  struct Tile {
+    int first = 0;  // row in the chunk
+    int rows = 0;
+    int position = 0;  // of the first row
+  };
+  // The state of one Prefill call.
+  struct Pass {
+    const PrefillChunk* chunk = nullptr;
+    int end = 0;  // position after the last token
+    std::vector<Tile> tiles;
+    int64_t head_stride = 0;   // elements between kv heads in Contiguous
+    int first_tile_block = 0;  // block of the first token
+    int history_end =
+        0;  // canonical: blocks [1, history_end) are read as their encode-decode copies; 0: none
+    std::vector<float> x;       // [tokens, hidden]: the residual stream
+    std::vector<float> q, out;  // [tokens, q heads, d]
+  };
+  Transformer(ModelConfig config, std::shared_ptr<const KvCodec> codec,
+              const TransformerOptions& options);
+
+  // transformer.cc: what prefill and decode share. Rows are independent of each other. `executor`:
+  // for decode, where all rows are one batch; null within a tile.
+  void EmbedTokens(absl::Span<const int32_t> tokens, float* x) const;
+  // Norm, projections, q/k-norm, rotary embedding and rotation: x -> q [rows, q heads, d], ws->k
+  // and ws->v.
+  void AttentionInputs(int layer, const float* x, const int32_t* positions, int64_t rows,
+                       kernels::Executor* executor, Workspace* ws, float* q) const;
+  void NormAndTurn(const LayerWeights& w, const int32_t* positions, int64_t rows,
+                   Workspace* ws) const;
+  void RotateKeys(const LayerWeights& w, int64_t rows, Workspace* ws, float* q) const;
+  // Output projection, MLP and both residual additions: x is updated in place.
+  void AttentionOutputs(int layer, const float* attention, int64_t rows,
+                        kernels::Executor* executor, Workspace* ws, float* x) const;
+  // Final norm and output matrix: logits [rows, vocab].
+  void Logits(const float* x, int64_t rows, kernels::Executor* executor, Workspace* ws,
+              float* logits) const;
+  // K and V of one row, rounded, into its place in a layer of a block.
+  void StoreRow(const float* k, const float* v, int row, kernels::Bf16* block_layer) const;
+  bool coded() const { return codec_->profile() != Profile::kBf16; }
+  absl::Status CheckPool(const SequenceKv* kv) const;
+
+  // transformer_prefill.cc
+  absl::Status CheckChunk(const PrefillChunk& chunk) const;
+  absl::Status CheckSlots(const PrefillChunk& chunk) const;
+  Pass PlanPass(const PrefillChunk& chunk) const;
+  absl::Status RunLayer(int layer, Pass* pass);
+  absl::Status FillFromHistory(int layer, int block, const Pass& pass, Workspace* ws);
+  absl::Status FillFromTile(int layer, const Tile& tile, Pass* pass, Workspace* ws);
+  void CopyBlock(const kernels::Bf16* block_layer, int block, int rows, const Pass& pass,
+                 Contiguous* to) const;
+  absl::Status Attend(int layer, Pass* pass);
+  void ArgmaxOfAll(const Pass& pass, PrefillOutput* out);
+  absl::Status ForTiles(int n, const std::function<absl::Status(int, Workspace*)>& f);
+
+  // transformer_decode.cc
+  absl::Status CheckBatch(absl::Span<const DecodeInput> batch) const;
+  // The token at `position` is the last one of a block that gets a page.
+  bool CompletesPage(int position) const {
+    return coded() && position % kBlockTokens == kBlockTokens - 1 &&
+           BlockOf(position) >= kSinkBlocks;
+  }
+  // K and V of the step into their blocks, and the pages of blocks that it completes. A sequence
+  // whose K or V is not finite is marked broken.
+  void StoreStep(int layer, absl::Span<const DecodeInput> batch, const Workspace& ws,
+                 std::vector<bool>* broken) const;
+
+  const ModelConfig config_;
+  const std::shared_ptr<const KvCodec> codec_;
+  const TransformerOptions options_;
+  kernels::ThreadPool pool_;
+  TransformerWeights weights_;
+  RopeTables rope_;
+  KvObserver kv_observer_;
+  std::vector<Workspace> workspaces_;  // one per thread of pool_
+  Contiguous exact_, history_;
+};
+
+}  // namespace oscarkv

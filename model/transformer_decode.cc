@@ -1,0 +1,155 @@
+// One decode step of a batch: every sequence contributes one row to the products and one query to
+// the paged attention, which reads pages and bf16 blocks where they lie in the pool.
+#include <cmath>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+#include "model/transformer.h"
+
+namespace oscarkv {
+namespace {
+
+absl::Status InSequence(size_t i, absl::string_view what) {
+  return absl::FailedPreconditionError(absl::StrCat("sequence ", i, " of the batch: ", what));
+}
+
+// Which slots each sequence attends, the same in every layer: the block list of PagedAttentionArgs.
+struct AttendedSlots {
+  std::vector<int32_t> pages, page_begin{0}, blocks, block_begin{0}, last_tokens;
+};
+
+// Adds the slots that the query of `input` attends. False: one is missing; *block names it.
+bool AddSlots(const DecodeInput& input, bool coded, AttendedSlots* to, int* block) {
+  const SequenceKv& kv = *input.kv;
+  const int last = BlockOf(input.position);
+  const int window = coded ? FirstWindowBlock(input.position) : kSinkBlocks;
+  for (*block = 0; *block <= last; ++*block) {
+    if (*block >= kv.num_blocks()) return false;
+    const bool as_page = *block >= kSinkBlocks && *block < window;
+    const int32_t id = as_page ? kv.at(*block).page : kv.at(*block).block;
+    if (id < 0) return false;
+    (as_page ? to->pages : to->blocks).push_back(id);
+  }
+  to->page_begin.push_back(static_cast<int32_t>(to->pages.size()));
+  to->block_begin.push_back(static_cast<int32_t>(to->blocks.size()));
+  to->last_tokens.push_back(input.position % kBlockTokens + 1);
+  return true;
+}
+
+bool AllFinite(const float* x, int64_t n) {
+  // Summing differences to itself: 0 for finite values, NaN otherwise.
+  float sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += x[i] - x[i];
+  return sum == 0;
+}
+
+}  // namespace
+
+absl::Status Transformer::CheckBatch(absl::Span<const DecodeInput> batch) const {
+  if (options_.fp32_kv)
+    return absl::FailedPreconditionError("a runner with fp32 K and V keeps none to decode from");
+  for (size_t i = 0; i < batch.size(); ++i) {
+    const DecodeInput& in = batch[i];
+    RETURN_IF_ERROR(CheckPool(in.kv));
+    if (&in.kv->pool() != &batch[0].kv->pool())
+      return InSequence(i, "lies in another KV pool than the first");
+    if (in.position < 0 || in.position >= config_.max_position_embeddings) {
+      return absl::InvalidArgumentError(absl::StrCat("position ", in.position,
+                                                     " is outside the model's context of ",
+                                                     config_.max_position_embeddings));
+    }
+    if (in.token < 0 || in.token >= config_.vocab_size) {
+      return absl::InvalidArgumentError(absl::StrCat("token ", in.token, " at position ",
+                                                     in.position, " is outside the vocabulary of ",
+                                                     config_.vocab_size));
+    }
+  }
+  return absl::OkStatus();
+}
+
+void Transformer::StoreStep(int layer, absl::Span<const DecodeInput> batch, const Workspace& ws,
+                            std::vector<bool>* broken) const {
+  const int64_t width = int64_t{config_.num_kv_heads} * config_.head_dim;
+  for (size_t i = 0; i < batch.size(); ++i) {
+    const DecodeInput& in = batch[i];
+    const BlockSlots& slots = in.kv->at(BlockOf(in.position));
+    const float *k = ws.k.data() + i * width, *v = ws.v.data() + i * width;
+    kernels::Bf16* block = in.kv->pool().block_layer(slots.block, layer);
+    if (!AllFinite(k, width) || !AllFinite(v, width)) (*broken)[i] = true;
+    StoreRow(k, v, in.position % kBlockTokens, block);
+    if (!CompletesPage(in.position) || (*broken)[i]) continue;
+    if (!codec_->EncodeLayer(layer, block, in.kv->pool().page_layer(slots.page, layer)).ok())
+      (*broken)[i] = true;
+  }
+}
+
+absl::Status Transformer::DecodeStep(absl::Span<const DecodeInput> batch,
+                                     std::vector<float>* logits) {
+  logits->clear();
+  if (batch.empty()) return absl::OkStatus();
+  RETURN_IF_ERROR(CheckBatch(batch));
+  AttendedSlots slots;
+  std::vector<int32_t> tokens, positions;
+  for (size_t i = 0; i < batch.size(); ++i) {
+    const DecodeInput& in = batch[i];
+    int block = 0;
+    if (!AddSlots(in, coded(), &slots, &block)) {
+      return InSequence(i, absl::StrCat("block ", block, " has no slot to attend from at position ",
+                                        in.position));
+    }
+    if (CompletesPage(in.position) && in.kv->at(block - 1).page < 0) {
+      return InSequence(i, absl::StrCat("block ", block - 1, " gets full and has no page slot"));
+    }
+    tokens.push_back(in.token);
+    positions.push_back(in.position);
+    rope_.Ensure(in.position);
+  }
+  const int64_t rows = static_cast<int64_t>(batch.size());
+  const SequenceKv& first = *batch[0].kv;
+  const kernels::KvShape shape = config_.kv_shape();
+  std::vector<float> x(rows * config_.hidden_size), q(rows * config_.num_heads * config_.head_dim),
+      out(q.size());
+  std::vector<bool> broken(rows, false);
+  kernels::PagedAttentionArgs args;
+  args.head_dim = config_.head_dim;
+  args.num_kv_heads = config_.num_kv_heads;
+  args.group = config_.num_heads / config_.num_kv_heads;
+  args.scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
+  args.num_seqs = static_cast<int>(rows);
+  args.q = q.data();
+  args.out = out.data();
+  args.page_stride = static_cast<int64_t>(shape.PageBytes());
+  args.page_ids = slots.pages.data();
+  args.page_begin = slots.page_begin.data();
+  args.bf16_stride = static_cast<int64_t>(shape.Bf16BlockBytes());
+  args.bf16_ids = slots.blocks.data();
+  args.bf16_begin = slots.block_begin.data();
+  args.last_tokens = slots.last_tokens.data();
+
+  Workspace* ws = &workspaces_[0];
+  EmbedTokens(tokens, x.data());
+  for (int layer = 0; layer < config_.num_layers; ++layer) {
+    AttentionInputs(layer, x.data(), positions.data(), rows, &pool_, ws, q.data());
+    StoreStep(layer, batch, *ws, &broken);
+    args.page_pool = first.pool().page_base() + layer * shape.PageLayerBytes();
+    args.bf16_pool = first.pool().block_base() + layer * shape.Bf16LayerBytes();
+    if (kernels::PagedAttention(options_.backend, args, &pool_) ==
+        kernels::KernelStatus::kUnsupported) {
+      return absl::UnimplementedError(
+          "this backend's paged attention does not support the model's shape");
+    }
+    AttentionOutputs(layer, out.data(), rows, &pool_, ws, x.data());
+  }
+  logits->resize(rows * config_.vocab_size);
+  Logits(x.data(), rows, &pool_, ws, logits->data());
+  for (int64_t i = 0; i < rows; ++i) {
+    // One bad sequence must not end the others: it alone gets logits of which none can be chosen.
+    if (!broken[i]) continue;
+    std::fill_n(logits->begin() + i * config_.vocab_size, config_.vocab_size,
+                std::numeric_limits<float>::quiet_NaN());
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace oscarkv
