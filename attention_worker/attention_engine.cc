@@ -1,0 +1,329 @@
+// The life of a sequence: submitted, admitted, loaded, ended. The steps in between are in
+// attention_step.cc.
+//
+// A sequence waits without slots. Admission takes all slots that its tokens need, then an I/O
+// thread fetches. What the store does not have is computed: exactly the blocks that lack a form
+// they need (their page, or the bf16 rows of a window block). Sequence::pending_io counts the
+// transfers under way; a sequence that ended or was preempted keeps its slots until it is zero.
+#include "attention_worker/attention_engine.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+#include "worker/request_check.h"
+
+namespace oscarkv {
+
+using worker::BlockPut;
+using worker::PutOutcome;
+using worker::StoredBlock;
+
+namespace {
+constexpr int kMaxStopTokens = 1024;
+double Seconds(Duration d) {
+  return std::chrono::duration<double>(d).count();
+}
+}  // namespace
+
+AttentionEngine::AttentionEngine(const AttentionEngineOptions& options, ModelRunner* runner,
+                                 const worker::BlockIo* io, worker::IoPool* fetch_pool,
+                                 worker::IoPool* put_pool, AttentionMetrics* metrics,
+                                 worker::WorkerMetrics* worker_metrics)
+    : options_(options),
+      runner_(runner),
+      io_(io),
+      fetch_pool_(fetch_pool),
+      put_pool_(put_pool),
+      metrics_(metrics),
+      worker_metrics_(worker_metrics) {
+  thread_ = std::thread([this] { Loop(); });
+}
+
+AttentionEngine::~AttentionEngine() {
+  Shutdown(Duration(0));
+}
+
+void AttentionEngine::Shutdown(Duration drain) {
+  {
+    MutexLock lock(gate_mu_);  // what Submit took came into the mailbox before this
+    closing_ = true;
+    mailbox_.Post([this, at = Now() + drain] {
+      stopping_ = true;
+      stop_at_ = at;
+    });
+  }
+  if (thread_.joinable()) thread_.join();
+}
+
+absl::Status AttentionEngine::Check(const DecodeJob& job) const {
+  const ModelConfig& config = runner_->config();
+  RETURN_IF_ERROR(
+      worker::CheckTokens(job.tokens, config.vocab_size, config.max_position_embeddings));
+  RETURN_IF_ERROR(ValidateSampling(job.sampling));
+  RETURN_IF_ERROR(worker::CheckTenant(job.tenant));
+  if (job.prompt_tokens < 1 || job.prompt_tokens > static_cast<int>(job.tokens.size())) {
+    return absl::InvalidArgumentError(absl::StrCat("prompt_tokens: ", job.prompt_tokens, "; 1..",
+                                                   job.tokens.size(),
+                                                   " (the tokens given) are allowed"));
+  }
+  if (job.max_tokens < 1) return absl::InvalidArgumentError("max_tokens: 0; at least 1 is needed");
+  if (job.stop_tokens.size() > kMaxStopTokens) {
+    return absl::InvalidArgumentError(absl::StrCat("stop_tokens: ", job.stop_tokens.size(),
+                                                   " of them; at most ", kMaxStopTokens,
+                                                   " are allowed"));
+  }
+  const DecodeSlots plan = PlanDecodeSlots(static_cast<int>(job.tokens.size()) - 1, io_->coded());
+  const KvPool& pool = io_->arena().pool();
+  if (plan.bf16_slots() > pool.num_blocks() || plan.num_pages > pool.num_pages()) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("a sequence of ", job.tokens.size(), " tokens needs ", plan.bf16_slots(),
+                     " bf16 blocks and ", plan.num_pages, " pages; this worker's pools hold ",
+                     pool.num_blocks(), " and ", pool.num_pages(), " (--block-pool, --page-pool)"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<uint64_t> AttentionEngine::Submit(DecodeJob job, DecodeEvents events) {
+  RETURN_IF_ERROR(Check(job));
+  const uint64_t id = next_id_++;
+  const Sha256Digest name_space = io_->NameSpace(job.tenant);
+  auto seq = std::make_shared<Sequence>(id, std::move(job), std::move(events), name_space,
+                                        &io_->arena().pool(), Now());
+  MutexLock lock(gate_mu_);
+  if (closing_) return absl::UnavailableError("the attention worker is shutting down");
+  if (taken_ >= options_.max_batch + options_.max_queue) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the queue is full: ", taken_.load(), " sequences run or wait"));
+  }
+  ++taken_;
+  mailbox_.Post([this, seq] { Begin(seq); });
+  return id;
+}
+
+void AttentionEngine::Cancel(uint64_t id) {
+  mailbox_.Post([this, id] {
+    auto it = sequences_.find(id);
+    if (it == sequences_.end()) return;
+    Finish(it->second.get(), absl::CancelledError("the request was cancelled"), StopReason::kNone);
+  });
+}
+
+void AttentionEngine::Loop() {
+  while (!stopping_ || !sequences_.empty()) {
+    mailbox_.RunPending();
+    Expire();
+    Admit();
+    slots_freed_ = false;
+    bool worked = RecomputeOneChunk();
+    worked |= Step();
+    Publish();
+    if (worked || slots_freed_ || (stopping_ && sequences_.empty())) continue;
+    mailbox_.Wait(WaitTime());
+  }
+}
+
+// Until the next deadline; those that ended wait for their transfers, which report.
+Duration AttentionEngine::WaitTime() const {
+  const Time now = Now();
+  Time next = Time::max();
+  for (const auto& [id, seq] : sequences_) {
+    if (seq->state != DecodeState::kEnded) next = std::min({next, seq->job.deadline, stop_at_});
+  }
+  return next == Time::max() ? Duration::max() : std::max(Duration(0), next - now);
+}
+
+void AttentionEngine::Expire() {
+  const Time now = Now();
+  const bool stop = stop_at_ <= now;
+  std::vector<std::shared_ptr<Sequence>> late;
+  for (const auto& [id, seq] : sequences_) {
+    if (stop || seq->job.deadline <= now) late.push_back(seq);
+  }
+  for (const auto& seq : late) {
+    Finish(seq.get(),
+           stop ? absl::UnavailableError("the attention worker is shutting down")
+                : absl::DeadlineExceededError("the request's deadline passed"),
+           StopReason::kNone);
+  }
+}
+
+void AttentionEngine::Begin(std::shared_ptr<Sequence> seq) {
+  sequences_[seq->id] = seq;
+  waiting_[seq->id] = seq.get();
+  // The prompt's first token, which prefill chose, may be all that was wanted.
+  const StopReason reason = seq->Stop(runner_->config().max_position_embeddings);
+  if (reason != StopReason::kNone) Finish(seq.get(), absl::OkStatus(), reason);
+}
+
+// First come, first served, those that were preempted included. Whoever comes to others leaves a
+// slot for each of them to grow, otherwise it would soon be preempted again.
+void AttentionEngine::Admit() {
+  const KvPool& pool = io_->arena().pool();
+  while (!waiting_.empty()) {
+    const int active = static_cast<int>(sequences_.size() - waiting_.size());
+    if (active >= options_.max_batch) return;
+    Sequence* seq = waiting_.begin()->second;
+    const bool taken = TakeDecodeSlots(PlanDecodeSlots(seq->position(), io_->coded()), &seq->kv);
+    const bool headroom =
+        pool.free_blocks() >= active && (!io_->coded() || pool.free_pages() >= active);
+    if (!taken || !headroom) {
+      seq->kv.Clear();
+      if (active == 0) {
+        Finish(seq,
+               absl::ResourceExhaustedError("the sequence has outgrown this worker's KV pools"),
+               StopReason::kNone);
+        continue;
+      }
+      return;
+    }
+    waiting_.erase(seq->id);
+    metrics_->load_part.HistogramWith({"queue"}).Observe(Seconds(Now() - seq->phase_start));
+    Load(seq);
+  }
+}
+
+void AttentionEngine::Load(Sequence* seq) {
+  seq->state = DecodeState::kLoading;
+  seq->phase_start = Now();
+  seq->released = std::max(kSinkBlocks, seq->window());
+  seq->names.Extend(seq->computed());
+  std::vector<LoadItem> items = PlanLoad(*seq, io_->coded());
+  if (items.empty()) return Run(seq);
+  std::vector<StoredBlock> blocks;
+  blocks.reserve(items.size());
+  for (const LoadItem& item : items) {
+    switch (item.form) {
+      case LoadItem::Form::kMain:
+        blocks.push_back(io_->Main(seq->names, seq->kv, item.block));
+        break;
+      case LoadItem::Form::kWindow:
+        blocks.push_back(io_->Window(seq->names, seq->kv, item.block));
+        break;
+      case LoadItem::Form::kPartial:
+        blocks.push_back(io_->Partial(seq->names, seq->kv, seq->partial_rows()));
+        break;
+    }
+  }
+  seq->cancelled = std::make_shared<std::atomic<bool>>(false);
+  ++seq->pending_io;
+  fetch_pool_->Run([this, seq, items = std::move(items), blocks = std::move(blocks),
+                    cancelled = seq->cancelled] {
+    TransferTotals totals;
+    auto statuses = io_->Fetch(blocks, *cancelled, &totals);
+    mailbox_.Post([this, seq, items, statuses = std::move(statuses), totals] {
+      OnLoaded(seq, items, statuses, totals);
+    });
+  });
+}
+
+void AttentionEngine::OnLoaded(Sequence* seq, const std::vector<LoadItem>& items,
+                               const std::vector<absl::Status>& statuses,
+                               const TransferTotals& totals) {
+  --seq->pending_io;
+  worker::AddTotals(totals, &seq->result.get);
+  worker_metrics_->CountBytes(totals, {});
+  if (seq->state != DecodeState::kLoading)
+    return Settle(seq);  // it ended or was preempted meanwhile
+  for (const absl::Status& status : statuses) worker_metrics_->CountGet(status);
+  metrics_->load_part.HistogramWith({"fetch"}).Observe(Seconds(Now() - seq->phase_start));
+  seq->phase_start = Now();
+
+  LoadVerdict verdict = JudgeLoad(items, statuses);
+  seq->missing = std::move(verdict.compute);
+  for (int b : verdict.encode) {
+    if (absl::Status status = EncodePage(seq, b); !status.ok())
+      return Finish(seq, std::move(status), StopReason::kNone);
+  }
+  PutBlocks(seq, verdict.encode, {}, /*partial=*/false);
+  if (seq->missing.empty()) return Run(seq);
+  seq->state = DecodeState::kRecomputing;
+  recomputing_[seq->id] = seq;
+}
+
+// The page of a window block is made from the same rows that its bf16 copy holds.
+absl::Status AttentionEngine::EncodePage(Sequence* seq, int b) {
+  const KvPool& pool = seq->kv.pool();
+  for (int layer = 0; layer < pool.shape().num_layers; ++layer) {
+    RETURN_IF_ERROR(runner_->codec().EncodeLayer(layer,
+                                                 pool.block_layer(seq->kv.at(b).block, layer),
+                                                 pool.page_layer(seq->kv.at(b).page, layer)));
+  }
+  return absl::OkStatus();
+}
+
+void AttentionEngine::Run(Sequence* seq) {
+  seq->state = DecodeState::kRunning;
+  running_[seq->id] = seq;
+}
+
+void AttentionEngine::PutBlocks(Sequence* seq, absl::Span<const int> mains,
+                                absl::Span<const int> windows, bool partial) {
+  std::vector<StoredBlock> blocks;
+  for (int b : mains) blocks.push_back(io_->Main(seq->names, seq->kv, b));
+  for (int b : windows) blocks.push_back(io_->Window(seq->names, seq->kv, b));
+  if (partial) blocks.push_back(io_->Partial(seq->names, seq->kv, seq->partial_rows()));
+  if (blocks.empty()) return;
+  // A store that lags must not pile up work: what is skipped is computed again if ever needed.
+  constexpr int kMaxPutsInFlight = 8;
+  if (seq->puts_in_flight >= kMaxPutsInFlight) {
+    metrics_->dropped_puts.Increment();
+    return;
+  }
+  ++seq->pending_io;
+  ++seq->puts_in_flight;
+  std::vector<int> reading(windows.begin(), windows.end());
+  seq->window_puts.insert(reading.begin(), reading.end());
+  BlockPut::Start(io_, put_pool_, std::move(blocks), [this, seq, reading](PutOutcome outcome) {
+    mailbox_.Post(
+        [this, seq, reading, outcome = std::move(outcome)] { OnPut(seq, outcome, reading); });
+  })->AllReady();
+}
+
+void AttentionEngine::OnPut(Sequence* seq, const PutOutcome& outcome,
+                            const std::vector<int>& windows) {
+  --seq->pending_io;
+  --seq->puts_in_flight;
+  for (int b : windows) seq->window_puts.erase(b);
+  for (const absl::Status& status : outcome.statuses) worker_metrics_->CountPut(status);
+  worker::AddTotals(outcome.totals, &seq->result.put);
+  worker_metrics_->CountBytes({}, outcome.totals);
+  Settle(seq);
+}
+
+void AttentionEngine::Finish(Sequence* seq, absl::Status status, StopReason reason) {
+  if (seq->state == DecodeState::kEnded) return;
+  if (seq->cancelled != nullptr) seq->cancelled->store(true);
+  for (auto* list : {&waiting_, &recomputing_, &running_}) list->erase(seq->id);
+  seq->state = DecodeState::kEnded;
+  seq->Measure(io_->coded());
+  seq->result.reason = reason;
+  metrics_->requests.With({absl::StatusCodeToString(status.code())}).Increment();
+  --taken_;
+  std::exchange(seq->events, {}).on_done(status, seq->result);
+  Settle(seq);
+}
+
+void AttentionEngine::Settle(Sequence* seq) {
+  if (seq->pending_io > 0) return;
+  if (seq->state == DecodeState::kEvicting) {
+    Evicted(seq);
+  } else if (seq->state == DecodeState::kEnded) {
+    sequences_.erase(seq->id);
+    slots_freed_ = true;
+  }
+}
+
+void AttentionEngine::Publish() {
+  waiting_count_ = static_cast<int>(waiting_.size());
+  const int running = static_cast<int>(sequences_.size() - waiting_.size());
+  running_count_ = running;
+  metrics_->queue_depth.Set(static_cast<double>(waiting_.size()));
+  metrics_->queue_age.Set(waiting_.empty() ? 0
+                                           : Seconds(Now() - waiting_.begin()->second->arrived));
+  metrics_->running.Set(running);
+  worker_metrics_->SetPool(io_->arena().pool());
+}
+
+}  // namespace oscarkv

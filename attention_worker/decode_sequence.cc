@@ -1,0 +1,100 @@
+#include "attention_worker/decode_sequence.h"
+
+#include <algorithm>
+#include <map>
+#include <utility>
+
+namespace oscarkv {
+
+DecodeSequence::DecodeSequence(uint64_t id, DecodeJob job_in, DecodeEvents events,
+                               const Sha256Digest& name_space, KvPool* pool, Time now)
+    : id(id),
+      job(std::move(job_in)),
+      events(std::move(events)),
+      tokens(job.tokens),
+      names(name_space),
+      kv(pool),
+      arrived(now),
+      phase_start(now) {}
+
+StopReason DecodeSequence::Stop(int max_context) const {
+  const int answered = static_cast<int>(tokens.size()) - job.prompt_tokens;
+  if (answered > 0) {
+    const auto& stops = job.stop_tokens;
+    if (std::find(stops.begin(), stops.end(), tokens.back()) != stops.end())
+      return StopReason::kStopToken;
+    if (answered >= job.max_tokens) return StopReason::kLength;
+  }
+  return static_cast<int>(tokens.size()) >= max_context ? StopReason::kContext : StopReason::kNone;
+}
+
+void DecodeSequence::Measure(bool coded) {
+  const kernels::KvShape& shape = kv.pool().shape();
+  const uint64_t token_bytes = shape.Bf16BlockBytes() / kBlockTokens;
+  const int coded_blocks = coded ? std::max(0, window() - kSinkBlocks) : 0;
+  const uint64_t bf16_tokens = position() - coded_blocks * kBlockTokens;
+  result.kv_bytes_stored = coded_blocks * shape.PageBytes() + bf16_tokens * token_bytes;
+  result.kv_bytes_bf16 = position() * token_bytes;
+}
+
+DecodeSlots PlanDecodeSlots(int position, bool coded) {
+  DecodeSlots plan;
+  plan.block = BlockOf(position);
+  plan.first_bf16 = coded ? std::min(FirstWindowBlock(position), plan.block) : 0;
+  plan.num_pages = coded ? std::max(0, plan.block - kSinkBlocks) : 0;
+  return plan;
+}
+
+bool TakeDecodeSlots(const DecodeSlots& plan, SequenceKv* kv) {
+  if (!kv->EnsureBlock(0)) return false;
+  for (int b = std::max(1, plan.first_bf16); b <= plan.block; ++b) {
+    if (!kv->EnsureBlock(b)) return false;
+  }
+  for (int b = kSinkBlocks; b < kSinkBlocks + plan.num_pages; ++b) {
+    if (!kv->EnsurePage(b)) return false;
+  }
+  return true;
+}
+
+std::vector<LoadItem> PlanLoad(const DecodeSequence& seq, bool coded) {
+  std::vector<LoadItem> items;
+  for (int b = 0; b < seq.block(); ++b) items.push_back({b, LoadItem::Form::kMain});
+  for (int b = seq.window(); coded && b < seq.block(); ++b)
+    items.push_back({b, LoadItem::Form::kWindow});
+  if (seq.rows() > 0) items.push_back({seq.block(), LoadItem::Form::kPartial});
+  return items;
+}
+
+LoadVerdict JudgeLoad(absl::Span<const LoadItem> items, absl::Span<const absl::Status> statuses) {
+  struct Forms {
+    bool main = true, window = true, partial = true, has_window = false;
+  };
+  std::map<int, Forms> blocks;
+  for (size_t i = 0; i < items.size(); ++i) {
+    Forms& forms = blocks[items[i].block];
+    const bool ok = statuses[i].ok();
+    switch (items[i].form) {
+      case LoadItem::Form::kMain:
+        forms.main = ok;
+        break;
+      case LoadItem::Form::kWindow:
+        forms.window = ok;
+        forms.has_window = true;
+        break;
+      case LoadItem::Form::kPartial:
+        forms.partial = ok;
+        break;
+    }
+  }
+  LoadVerdict verdict;
+  for (const auto& [b, forms] : blocks) {
+    if (!forms.window || !forms.partial || (!forms.main && !forms.has_window)) {
+      verdict.compute.push_back(b);
+    } else if (!forms.main) {
+      verdict.encode.push_back(b);
+    }
+  }
+  return verdict;
+}
+
+}  // namespace oscarkv

@@ -1,0 +1,125 @@
+// A sequence being decoded: its tokens, its KV and what is under way for it. Lives on the engine's
+// thread.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "model/kv_pool.h"
+#include "model/sampler.h"
+#include "worker/block_io.h"
+
+namespace oscarkv {
+
+enum class StopReason { kNone, kStopToken, kLength, kContext };
+
+struct DecodeJob {
+  std::string request_id;
+  std::vector<int32_t> tokens;  // prompt and answer so far; the last one has no K and V yet
+  int prompt_tokens = 0;
+  SamplingParams sampling;
+  int max_tokens = 0;  // of the whole answer
+  std::vector<int32_t> stop_tokens;
+  std::string tenant;
+  Time deadline;
+};
+
+struct DecodeResult {
+  StopReason reason = StopReason::kNone;
+  TransferTotals get, put;
+  int recomputed_tokens = 0;
+  int preemptions = 0;
+  uint64_t kv_bytes_stored =
+      0;  // of the sequence at its end: pages, and bf16 rows of sink and window
+  uint64_t kv_bytes_bf16 = 0;  // the same tokens in bf16
+};
+
+// Called from the engine's thread; must not block. on_done comes exactly once and last.
+struct DecodeEvents {
+  std::function<void(const SampledToken&)> on_token;
+  std::function<void(const absl::Status&, const DecodeResult&)> on_done;
+};
+
+enum class DecodeState {
+  kWaiting,      // no slots
+  kLoading,      // slots; an I/O thread fetches
+  kRecomputing,  // `missing` blocks are computed, chunk by chunk
+  kRunning,      // in the batch
+  kEvicting,     // preempted; slots go when its hand-over blocks are put
+  kEnded,        // answered; slots go when no transfer uses them
+};
+
+struct DecodeSequence {
+  DecodeSequence(uint64_t id, DecodeJob job, DecodeEvents events, const Sha256Digest& name_space,
+                 KvPool* pool, Time now);
+
+  // Of the last token: where the next step writes. Tokens before it have K and V once the sequence
+  // runs.
+  int position() const { return static_cast<int>(tokens.size()) - 1; }
+  int block() const { return BlockOf(position()); }       // that is being filled
+  int rows() const { return position() % kBlockTokens; }  // it has
+  int window() const { return FirstWindowBlock(position()); }
+  absl::Span<const int32_t> computed() const {
+    return absl::MakeConstSpan(tokens).first(position());
+  }
+  absl::Span<const int32_t> partial_rows() const {
+    return computed().subspan(block() * kBlockTokens);
+  }
+  bool holds_slots() const { return state != DecodeState::kWaiting; }
+  // Whether the last token ends the answer.
+  StopReason Stop(int max_context) const;
+  // Fills kv_bytes_* of `result`.
+  void Measure(bool coded);
+
+  const uint64_t id;  // grows with arrival
+  const DecodeJob job;
+  DecodeEvents events;
+  std::vector<int32_t> tokens;
+  worker::ChainNames names;
+  SequenceKv kv;
+  DecodeState state = DecodeState::kWaiting;
+  // For the I/O thread that fetches; renewed at every load.
+  std::shared_ptr<std::atomic<bool>> cancelled;
+  int pending_io = 0;
+  int puts_in_flight = 0;
+  std::set<int> window_puts;   // blocks whose bf16 slot a put is reading
+  std::vector<int> missing;    // ascending: blocks to compute before it may run
+  int released = kSinkBlocks;  // bf16 slots of coded blocks before this one were given back
+  DecodeResult result;
+  Time arrived, phase_start;
+};
+
+// The slots with which a sequence at `position` starts: a bf16 slot for the sink and every block
+// from `first_bf16` to `block`, a page for each of the blocks [1, 1 + num_pages).
+struct DecodeSlots {
+  int first_bf16 = 0;
+  int block = 0;
+  int num_pages = 0;
+  int bf16_slots() const { return block - first_bf16 + 1 + (first_bf16 > 0 ? 1 : 0); }
+};
+DecodeSlots PlanDecodeSlots(int position, bool coded);
+// False: the pool is full; `kv` keeps what it got.
+bool TakeDecodeSlots(const DecodeSlots& plan, SequenceKv* kv);
+
+// What a sequence needs from the store, and how its block is used.
+struct LoadItem {
+  enum class Form { kMain, kWindow, kPartial };
+  int block;
+  Form form;
+};
+std::vector<LoadItem> PlanLoad(const DecodeSequence& seq, bool coded);
+
+// What the outcomes of a load mean, per block: `compute`: it must be computed; `encode`: its bf16
+// rows came, its page did not.
+struct LoadVerdict {
+  std::vector<int> compute;
+  std::vector<int> encode;
+};
+LoadVerdict JudgeLoad(absl::Span<const LoadItem> items, absl::Span<const absl::Status> statuses);
+
+}  // namespace oscarkv

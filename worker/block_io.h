@@ -1,0 +1,117 @@
+// How a worker's blocks are named, framed and moved: from the slots of a sequence to blocks of the
+// store and back.
+//
+// Block b of a chain is stored as
+//   main     b = 0 (the sink) and every block of profile bf16: a bf16 block; else a 2-bit page
+//   block. Content-addressed. window   the bf16 copy of a coded block that is still inside the
+//   recent window: hand-over, with a TTL partial  the bf16 rows of the last, unfinished block:
+//   hand-over, with a TTL
+#pragma once
+
+#include <atomic>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "codec/block_format.h"
+#include "kvstore/client/client.h"
+#include "kvstore/types.h"
+#include "model/kv_pool.h"
+#include "worker/kv_arena.h"
+
+namespace oscarkv::worker {
+
+// The names of the full blocks of a growing token sequence. Not thread-safe.
+class ChainNames {
+ public:
+  explicit ChainNames(const Sha256Digest& name_space) : name_space_(name_space) {}
+  // Hashes the full blocks of `tokens` (the whole sequence, an extension of the last call's) that
+  // are new.
+  void Extend(absl::Span<const int32_t> tokens);
+  absl::Span<const BlockKey> chain() const { return chain_; }
+  const Sha256Digest& name_space() const { return name_space_; }
+  BlockKey parent(int b) const { return b == 0 ? BlockKey{} : chain_[b - 1]; }
+
+ private:
+  Sha256Digest name_space_;
+  std::vector<BlockKey> chain_;
+};
+
+// A block of the store and where it lies in this worker.
+struct StoredBlock {
+  BlockSpec spec;
+  BlockHeader header;  // to write, or to expect
+  uint8_t* header_slot = nullptr;
+  uint8_t* body = nullptr;
+
+  size_t body_bytes() const { return BodyBytes(header.body, header.shape); }
+  size_t layer_bytes() const { return BodyLayerBytes(header.body, header.shape); }
+  LocalPiece HeaderPiece() const { return {0, kBlockHeaderBytes, header_slot}; }
+  LocalPiece BodyPiece() const { return {kBlockHeaderBytes, body_bytes(), body}; }
+  LocalPiece LayerPiece(int layer) const {
+    return {kBlockHeaderBytes + layer * layer_bytes(), layer_bytes(), body + layer * layer_bytes()};
+  }
+};
+
+// What distinguishes this worker's blocks from all others.
+struct BlockIdentity {
+  Profile profile = Profile::kOscar;
+  bool canonical_history = false;
+  kernels::KvShape shape;
+  Sha256Digest codec_fingerprint{};
+  Sha256Digest model_fingerprint{};
+};
+
+struct BlockIoOptions {
+  Duration handover_ttl = std::chrono::seconds(120);
+  Duration timeout = std::chrono::seconds(5);  // of one call to the store
+};
+
+// Thread-safe. `client` and `arena` outlive it.
+class BlockIo {
+ public:
+  BlockIo(KvClient* client, KvArena* arena, const BlockIdentity& identity,
+          const BlockIoOptions& options, const Clock* clock);
+
+  // The digest that all block keys of a tenant start from.
+  Sha256Digest NameSpace(absl::string_view tenant) const;
+  bool coded() const {
+    return identity_.profile != Profile::kBf16;
+  }  // blocks behind the sink have pages
+  const BlockIdentity& identity() const { return identity_; }
+  KvClient& client() const { return *client_; }
+  KvArena& arena() const { return *arena_; }
+  const Clock& clock() const { return *clock_; }
+  Time Deadline() const { return clock_->Now() + options_.timeout; }
+  // True when block b (full) lies in a page slot, not in a bf16 slot.
+  bool IsPage(int b) const { return coded() && b >= kSinkBlocks; }
+
+  // The slots named must be there in `kv`.
+  StoredBlock Main(const ChainNames& names, const SequenceKv& kv, int b) const;
+  StoredBlock Window(const ChainNames& names, const SequenceKv& kv, int b) const;
+  // `rows`: the 1..63 tokens behind the last full block of `names`.
+  StoredBlock Partial(const ChainNames& names, const SequenceKv& kv,
+                      absl::Span<const int32_t> rows) const;
+
+  // Reads blocks into their slots and checks their headers. One status per block; a block whose
+  // header is not as expected is erased and kDataLoss. Looks at `cancelled` between groups of
+  // blocks: then kCancelled for the rest.
+  std::vector<absl::Status> Fetch(absl::Span<const StoredBlock> blocks,
+                                  const std::atomic<bool>& cancelled, TransferTotals* totals) const;
+
+ private:
+  StoredBlock Describe(BlockKind kind, int tokens) const;
+  absl::Status CheckFetched(const StoredBlock& block) const;
+
+  KvClient* const client_;
+  KvArena* const arena_;
+  const BlockIdentity identity_;
+  const BlockIoOptions options_;
+  const Clock* const clock_;
+};
+
+// Adds the bytes, blocks and lanes of `more`.
+void AddTotals(const TransferTotals& more, TransferTotals* sum);
+
+}  // namespace oscarkv::worker

@@ -1,0 +1,34 @@
+// Metrics that prefill and attention workers share; `role` tells them apart.
+#pragma once
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "common/metrics.h"
+#include "kvstore/client/client.h"
+#include "worker/kv_arena.h"
+
+namespace oscarkv::worker {
+
+// The series of one worker. Thread-safe.
+class WorkerMetrics {
+ public:
+  WorkerMetrics(MetricRegistry* registry, std::string role);
+
+  // Outcome of moving one block; kOk and kAlreadyExists are successes.
+  void CountGet(const absl::Status& status);
+  void CountPut(const absl::Status& status);
+  void CountBytes(const TransferTotals& get, const TransferTotals& put);
+  void SetPool(const KvPool& pool);
+  void SetCompression(double ratio);
+
+ private:
+  const std::string role_;
+  MetricFamily& transfers_;    // {role, op, code}
+  MetricFamily& bytes_;        // {role, op}
+  MetricFamily& pool_slots_;   // {role, kind, state}
+  MetricFamily& compression_;  // {role}
+};
+
+}  // namespace oscarkv::worker
