@@ -42,17 +42,17 @@ double OrthogonalityError(const float* m, int d) {
   return worst;
 }
 
-absl::Status CheckMatrix(const float* m, int d) {
+absl::Status CheckMatrix(const float* m, int d, double tolerance) {
   for (size_t i = 0; i < Square(d); ++i) {
     if (!std::isfinite(m[i])) {
       return absl::InvalidArgumentError(
           absl::StrCat("rotation[", i / d, "][", i % d, "] is ", m[i]));
     }
   }
-  if (const double error = OrthogonalityError(m, d); error > kOrthogonalTolerance) {
+  if (const double error = OrthogonalityError(m, d); error > tolerance) {
     return absl::InvalidArgumentError(
         absl::StrFormat("rotation is not orthogonal: max |M^T M - I| is %.3g, at most %g is taken",
-                        error, kOrthogonalTolerance));
+                        error, tolerance));
   }
   return absl::OkStatus();
 }
@@ -101,7 +101,8 @@ absl::Status Annotate(const absl::Status& s, absl::string_view where) {
 RotationSet::RotationSet(const kernels::KvShape& shape)
     : shape_(shape), index_(size_t{1} * shape.num_layers * shape.num_kv_heads, kUnset) {}
 
-absl::Status RotationSet::SetLayer(int layer, int heads, absl::Span<const float> matrices) {
+absl::Status RotationSet::SetLayer(int layer, int heads, absl::Span<const float> matrices,
+                                   double tolerance) {
   const int d = shape_.head_dim;
   size_t* index = index_.data() + size_t{1} * layer * shape_.num_kv_heads;
   if (index[0] != kUnset)
@@ -109,7 +110,7 @@ absl::Status RotationSet::SetLayer(int layer, int heads, absl::Span<const float>
   for (int h = 0; h < heads; ++h) {
     const std::string where =
         heads == 1 ? absl::StrCat("layer ", layer) : absl::StrCat("layer ", layer, ", kv head ", h);
-    RETURN_IF_ERROR(Annotate(CheckMatrix(matrices.data() + h * Square(d), d), where));
+    RETURN_IF_ERROR(Annotate(CheckMatrix(matrices.data() + h * Square(d), d, tolerance), where));
   }
   for (int h = 0; h < shape_.num_kv_heads; ++h)
     index[h] = matrices_.size() + (heads == 1 ? 0 : h * Square(d));
@@ -154,7 +155,9 @@ absl::Status SetRotation(int layer, const RotationTensor& t, RotationSet* set) {
       }
     }
   }
-  return set->SetLayer(layer, static_cast<int>(heads), matrices);
+  return set->SetLayer(
+      layer, static_cast<int>(heads), matrices,
+      t.type == StorageType::kBf16 ? kOrthogonalToleranceBf16 : kOrthogonalTolerance);
 }
 
 absl::StatusOr<RotationSet> ParseRotations(absl::Span<const uint8_t> file,

@@ -12,8 +12,9 @@
 //  - safetensors: tensors "layers.N.rotation", N = 0 .. layers-1, [d, d] or [kv_heads, d, d], F32,
 //  F64, BF16 or F16.
 // Both are refused when a layer is missing or one too many, a shape is wrong, or a matrix is not
-// finite or not orthogonal: max |M^T M - I| <= kOrthogonalTolerance, which bf16-rounded rotations
-// pass and mistaken matrices do not.
+// finite or not orthogonal: max |M^T M - I| <= kOrthogonalTolerance. Tensors stored as bf16 get the
+// error that rounding to bf16 can make on top (each entry is off by up to 2^-9 of itself, a sum of
+// products of orthonormal columns by 2^-8).
 #pragma once
 
 #include <cstdint>
@@ -28,6 +29,7 @@
 namespace oscarkv {
 
 inline constexpr double kOrthogonalTolerance = 1e-3;
+inline constexpr double kOrthogonalToleranceBf16 = 5e-3;
 inline constexpr uint64_t kMaxRotationFileBytes = uint64_t{1} << 30;
 
 // The rotations of all layers and kv heads of one side. Layers that share a matrix between heads
@@ -45,7 +47,8 @@ class RotationSet {
   // Sets the matrices of a layer, `heads` of them: 1 (for all kv heads) or num_kv_heads; each [d,
   // d]. kInvalidArgument: not finite, not orthogonal (names layer, head, value), or the layer was
   // set before.
-  absl::Status SetLayer(int layer, int heads, absl::Span<const float> matrices);
+  absl::Status SetLayer(int layer, int heads, absl::Span<const float> matrices,
+                        double tolerance = kOrthogonalTolerance);
   // kInvalidArgument names the first layer that was not set.
   absl::Status CheckComplete() const;
 
