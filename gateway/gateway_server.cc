@@ -1,0 +1,241 @@
+#include "gateway/gateway_server.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
+
+#include <random>
+#include <set>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "common/log.h"
+#include "common/status_macros.h"
+#include "gateway/executor.h"
+#include "gateway/gateway_service.h"
+#include "gateway/grpc_worker_stub.h"
+#include "gateway/heartbeat.h"
+#include "gateway/metrics.h"
+#include "gateway/request_pipeline.h"
+#include "gateway/router.h"
+#include "gateway/worker_set.h"
+#include "model/model_config.h"
+#include "model/tokenizer.h"
+
+namespace oscarkv::gateway {
+namespace {
+
+// How late a deadline may be noticed, and a worker's change of health.
+constexpr Duration kBeat = std::chrono::milliseconds(50);
+constexpr Duration kStatusTimeout = std::chrono::seconds(2);
+
+absl::Status CheckEndpoints(absl::string_view option, const std::vector<std::string>& endpoints) {
+  if (endpoints.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--", option, " is empty: expected HOST:PORT, or several with commas"));
+  }
+  std::set<absl::string_view> seen;
+  for (const std::string& endpoint : endpoints) {
+    const size_t colon = endpoint.rfind(':');
+    int port = 0;
+    if (colon == std::string::npos || colon == 0 ||
+        !absl::SimpleAtoi(endpoint.substr(colon + 1), &port) || port < 1 || port > 65535) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--", option, " has \"", endpoint, "\": expected HOST:PORT"));
+    }
+    if (!seen.insert(endpoint).second) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--", option, " has ", endpoint, " twice: expected once"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckOptions(const GatewayOptions& options, bool have_store) {
+  if (options.model.empty()) {
+    return absl::InvalidArgumentError(
+        "--model is empty: expected the folder of the workers' model");
+  }
+  if (!have_store) RETURN_IF_ERROR(CheckEndpoints("nodes", options.nodes));
+  RETURN_IF_ERROR(CheckEndpoints("prefill", options.prefill));
+  return CheckEndpoints("attention", options.attention);
+}
+
+absl::StatusOr<std::unique_ptr<KvClient>> ConnectStore(const GatewayOptions& options,
+                                                       MetricRegistry* metrics) {
+  KvClientOptions client;
+  client.nodes = options.nodes;
+  client.name = "gateway";
+  client.metrics = metrics;
+  return KvClient::Create(client);
+}
+
+}  // namespace
+
+void AddOptions(OptionTable* table, GatewayOptions* o) {
+  using std::chrono::hours;
+  using std::chrono::milliseconds;
+  using std::chrono::minutes;
+  using std::chrono::seconds;
+  table->AddString("listen", &o->listen, "HOST:PORT", "Address of the gRPC server; port 0: any.");
+  table->AddString("model", &o->model, "DIR",
+                   "Hugging Face folder of the model that the workers run.");
+  table->AddStrings("nodes", &o->nodes, "HOST:PORT,...", "All kvstore nodes.");
+  table->AddStrings("prefill", &o->prefill, "HOST:PORT,...", "All prefill workers.");
+  table->AddStrings("attention", &o->attention, "HOST:PORT,...", "All attention workers.");
+  table->AddChoice("router", &o->router, {"prefix-aware", "round-robin"},
+                   "How workers are picked: least loaded, equal prefixes together; or in turn.");
+  table->AddInt("max-running", &o->max_running, 1, 65536, "Requests that run at once.");
+  table->AddInt("max-waiting", &o->max_waiting, 0, 1 << 20,
+                "Requests that may wait for others to end; more are refused.");
+  table->AddInt("threads", &o->threads, 1, 256, "Threads for tokenising and asking the store.");
+  table->AddDuration("default-deadline", &o->default_deadline, seconds(1), hours(24),
+                     "Deadline of a request that comes without one.");
+  table->AddDuration("match-timeout", &o->match_timeout, milliseconds(1), seconds(10),
+                     "How long to wait for the store's answer which prefix it holds.");
+  table->AddDuration("poll-interval", &o->poll_interval, milliseconds(50), minutes(1),
+                     "How often each worker is asked how it is.");
+  table->AddDuration("poll-timeout", &o->poll_timeout, milliseconds(50), minutes(1),
+                     "A worker that does not answer for so long is not used.");
+  table->AddDuration("worker-wait", &o->worker_wait, milliseconds(0), minutes(10),
+                     "How long the start waits for the workers' first answers.");
+  table->AddBytes("max-message-size", &o->max_message_bytes, 64u << 10, 1u << 30,
+                  "Largest request that is accepted.");
+}
+
+// Destroyed from the last member to the first: no beat, no handler, no task, no worker's callback
+// can reach what is gone.
+struct GatewayServer::Impl {
+  GatewayOptions options;
+  std::unique_ptr<GatewayMetrics> metrics;
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<KvClient> store;
+  std::unique_ptr<Router> router;
+  std::unique_ptr<RequestPipeline> pipeline;
+  std::unique_ptr<WorkerSet> workers;
+  std::unique_ptr<Executor> executor;
+  std::unique_ptr<GatewayService> service;
+  std::unique_ptr<grpc::Server> server;
+  std::unique_ptr<Heartbeat> heartbeat;
+  int port = 0;
+  bool serving = false;  // what health says; the heartbeat's own
+
+  absl::Status Load(MetricRegistry* registry, std::unique_ptr<KvClient> given_store);
+  absl::Status Listen();
+  void Beat();
+};
+
+absl::Status GatewayServer::Impl::Load(MetricRegistry* registry,
+                                       std::unique_ptr<KvClient> given_store) {
+  metrics = std::make_unique<GatewayMetrics>(registry);
+  ASSIGN_OR_RETURN(router, MakeRouter(options.router));
+  ASSIGN_OR_RETURN(tokenizer, Tokenizer::Load(options.model));
+  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(options.model));
+  store = std::move(given_store);
+  if (store == nullptr) {
+    ASSIGN_OR_RETURN(store, ConnectStore(options, registry));
+  }
+
+  std::vector<std::unique_ptr<PrefillStub>> prefill;
+  std::vector<std::unique_ptr<AttentionStub>> attention;
+  for (const auto& target : options.prefill) prefill.push_back(MakeGrpcPrefillStub(target));
+  for (const auto& target : options.attention) attention.push_back(MakeGrpcAttentionStub(target));
+  WorkerSetOptions worker_options;
+  worker_options.poll_interval = options.poll_interval;
+  worker_options.poll_timeout = options.poll_timeout;
+  worker_options.vocab_size = static_cast<uint32_t>(config.vocab_size);
+  workers = std::make_unique<WorkerSet>(worker_options, std::move(prefill), std::move(attention),
+                                        metrics.get(), SteadyClock::Get());
+
+  executor = std::make_unique<Executor>(options.threads);
+  PipelineOptions pipeline_options;
+  pipeline_options.admission = {options.max_running, options.max_waiting};
+  pipeline_options.model = {static_cast<uint32_t>(config.max_position_embeddings),
+                            static_cast<uint32_t>(config.vocab_size)};
+  pipeline_options.eos_tokens.assign(config.eos_token_ids.begin(), config.eos_token_ids.end());
+  pipeline_options.match_timeout = options.match_timeout;
+  // Different in every process, so that ids from several gateways do not meet in a worker.
+  const std::string name = absl::StrFormat("%08x", std::random_device()());
+  pipeline = std::make_unique<RequestPipeline>(
+      pipeline_options,
+      PipelineDeps{tokenizer.get(), store.get(), workers.get(), router.get(), executor.get(),
+                   metrics.get(), SteadyClock::Get()},
+      name);
+  service = std::make_unique<GatewayService>(
+      ServiceDeps{pipeline.get(), workers.get(), store.get(), executor.get(), metrics.get(),
+                  tokenizer.get(), options.default_deadline, kStatusTimeout});
+  return absl::OkStatus();
+}
+
+absl::Status GatewayServer::Impl::Listen() {
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ServerBuilder builder;
+  builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);
+  builder.SetMaxReceiveMessageSize(static_cast<int>(options.max_message_bytes));
+  // A second gateway on the same port is an error, not a partner.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  // Clients that vanished free what they hold; clients may ping as often as we do.
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5'000);
+  builder.RegisterService(service.get());
+  server = builder.BuildAndStart();
+  if (server == nullptr || port == 0) {
+    return absl::UnavailableError(absl::StrCat("cannot listen on ", options.listen,
+                                               ": the address is in use or not this machine's"));
+  }
+  server->GetHealthCheckService()->SetServingStatus(false);
+  return absl::OkStatus();
+}
+
+void GatewayServer::Impl::Beat() {
+  workers->Poll();
+  pipeline->Tick();
+  const bool routable = workers->routable();
+  if (routable == serving) return;
+  serving = routable;
+  server->GetHealthCheckService()->SetServingStatus(serving);
+  if (serving) {
+    LogInfo("serving: a usable worker of each role");
+  } else {
+    LogError("not serving", {{"reason", workers->Explain()}});
+  }
+}
+
+absl::StatusOr<std::unique_ptr<GatewayServer>> GatewayServer::Start(
+    const GatewayOptions& options, MetricRegistry* metrics, std::unique_ptr<KvClient> store) {
+  RETURN_IF_ERROR(CheckOptions(options, store != nullptr));
+  auto impl = std::make_unique<Impl>();
+  impl->options = options;
+  RETURN_IF_ERROR(impl->Load(metrics, std::move(store)));
+  impl->workers->Poll();
+  impl->workers->WaitForAnswers(SteadyClock::Get()->Now() + options.worker_wait);
+  RETURN_IF_ERROR(impl->Listen());
+  impl->Beat();
+  impl->heartbeat = std::make_unique<Heartbeat>(kBeat, [impl = impl.get()] { impl->Beat(); });
+  return std::unique_ptr<GatewayServer>(new GatewayServer(std::move(impl)));
+}
+
+GatewayServer::GatewayServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+GatewayServer::~GatewayServer() {
+  Shutdown(Duration{0});
+}
+
+int GatewayServer::port() const {
+  return impl_->port;
+}
+
+void GatewayServer::Shutdown(Duration drain) {
+  impl_->server->GetHealthCheckService()
+      ->Shutdown();  // NOT_SERVING from now on, whatever a beat says
+  impl_->pipeline->Shutdown(SteadyClock::Get()->Now() + drain);
+  // The requests have ended; this is for their last messages and for the short calls.
+  impl_->server->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
+  impl_->server->Wait();
+}
+
+}  // namespace oscarkv::gateway

@@ -1,0 +1,187 @@
+#include "gateway/gateway_service.h"
+
+#include <deque>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/rpc/status.h"
+#include "common/status_macros.h"
+#include "gateway/wire.h"
+
+namespace oscarkv::gateway {
+namespace {
+
+// Tasks of Tokenize and GetStatus that may wait for the executor; Generate's are bounded by
+// admission.
+constexpr size_t kMaxQueuedTasks = 1024;
+
+absl::StatusOr<std::string> ToString(const grpc::ByteBuffer& buffer) {
+  std::vector<grpc::Slice> slices;
+  const grpc::Status status = buffer.Dump(&slices);
+  if (!status.ok()) return rpc::FromGrpc(status);
+  std::string bytes;
+  bytes.reserve(buffer.Length());
+  for (const grpc::Slice& slice : slices) {
+    bytes.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
+  }
+  return bytes;
+}
+
+grpc::ByteBuffer ToBuffer(const google::protobuf::MessageLite& message) {
+  const grpc::Slice slice(message.SerializeAsString());
+  return grpc::ByteBuffer(&slice, 1);
+}
+
+// One answer's stream. What the core writes while a write is under way is merged into the next
+// message: a slow client gets fewer and larger ones, and what waits for it is bounded by the length
+// of its answer. Deletes itself.
+class GenerateReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
+                              public GenerateSink {
+ public:
+  void Begin(RequestPipeline* pipeline, absl::StatusOr<GenerateInput> input, Time deadline) {
+    if (!input.ok()) return Finish(input.status());
+    request_ = pipeline->Start(*std::move(input), deadline, this);
+  }
+
+  void Accepted(const std::string& request_id) override {
+    request_id_ = request_id;
+    Enqueue(GenerateOutput());
+  }
+  void Write(GenerateOutput output) override { Enqueue(std::move(output)); }
+  void Finish(const absl::Status& status) override {
+    MutexLock lock(mu_);
+    end_ = rpc::ToGrpc(status);
+    ended_ = true;
+    Continue();
+  }
+
+  void OnWriteDone(bool ok) override {
+    MutexLock lock(mu_);
+    writing_ = false;
+    if (!ok) has_pending_ = false;  // the client is gone; OnCancel tells the core
+    Continue();
+  }
+  void OnCancel() override {
+    if (request_ != nullptr) request_->CancelByClient();
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  void Enqueue(GenerateOutput output) {
+    MutexLock lock(mu_);
+    has_pending_ = true;
+    pending_.text += output.text;
+    for (SampledToken& token : output.tokens) pending_.tokens.push_back(std::move(token));
+    pending_.finish = output.finish;
+    if (output.usage) pending_.usage = std::move(output.usage);
+    Continue();
+  }
+  void Continue() REQUIRES(mu_) {
+    if (writing_) return;
+    if (has_pending_) {
+      buffer_ = ToBuffer(wire::ToProto(request_id_, std::exchange(pending_, GenerateOutput())));
+      has_pending_ = false;
+      writing_ = true;
+      StartWrite(&buffer_);
+    } else if (ended_) {
+      ServerWriteReactor::Finish(end_);
+    }
+  }
+
+  std::shared_ptr<Request> request_;  // null: refused. Set before gRPC knows of this reactor
+  std::string request_id_;            // set before the first write
+  Mutex mu_;
+  GenerateOutput pending_ GUARDED_BY(mu_);
+  bool has_pending_ GUARDED_BY(mu_) = false;
+  bool writing_ GUARDED_BY(mu_) = false;
+  bool ended_ GUARDED_BY(mu_) = false;
+  grpc::Status end_ GUARDED_BY(mu_);
+  grpc::ByteBuffer buffer_ GUARDED_BY(mu_);  // of the write under way
+};
+
+// Runs `work` on the executor, then finishes the call with its status.
+template <typename Work>
+void FinishOn(Executor* executor, grpc::ServerUnaryReactor* reactor, Work work) {
+  const bool posted = executor->TryPost(
+      [reactor, work = std::move(work)]() mutable { reactor->Finish(rpc::ToGrpc(work())); },
+      kMaxQueuedTasks);
+  if (!posted) {
+    reactor->Finish(rpc::ToGrpc(absl::ResourceExhaustedError(
+        absl::StrCat("the gateway is busy: ", kMaxQueuedTasks, " tasks wait; retry in 1 s"))));
+  }
+}
+
+}  // namespace
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* GatewayService::Generate(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
+  absl::StatusOr<std::string> bytes = ToString(*request);
+  auto* reactor = new GenerateReactor;
+  reactor->Begin(deps_.pipeline, bytes.ok() ? wire::ParseGenerateRequest(*bytes) : bytes.status(),
+                 rpc::DeadlineOf(*context, deps_.default_deadline));
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* GatewayService::Tokenize(grpc::CallbackServerContext* context,
+                                                   const grpc::ByteBuffer* request,
+                                                   grpc::ByteBuffer* response) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  FinishOn(deps_.executor, reactor, [this, request, response]() -> absl::Status {
+    ASSIGN_OR_RETURN(const std::string bytes, ToString(*request));
+    ASSIGN_OR_RETURN(const std::string text, wire::ParseTokenizeRequest(bytes));
+    ASSIGN_OR_RETURN(const std::vector<int32_t> tokens,
+                     deps_.tokenizer->Encode(text, /*add_special=*/true));
+    v1::TokenizeResponse message;
+    message.mutable_tokens()->Assign(tokens.begin(), tokens.end());
+    *response = ToBuffer(message);
+    return absl::OkStatus();
+  });
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* GatewayService::GetModel(grpc::CallbackServerContext* context,
+                                                   const v1::GetModelRequest* request,
+                                                   v1::GetModelResponse* response) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  if (const auto model = deps_.workers->model()) {
+    *response = wire::ToModelResponse(*model);
+    reactor->Finish(grpc::Status::OK);
+  } else {
+    reactor->Finish(rpc::ToGrpc(absl::UnavailableError(
+        absl::StrCat("no worker is available: ", deps_.workers->Explain()))));
+  }
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* GatewayService::GetStatus(grpc::CallbackServerContext* context,
+                                                    const v1::GetStatusRequest* request,
+                                                    v1::GetStatusResponse* response) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  FinishOn(deps_.executor, reactor, [this, response] {
+    FillStatus(response);
+    return absl::OkStatus();
+  });
+  return reactor;
+}
+
+void GatewayService::FillStatus(v1::GetStatusResponse* response) {
+  if (deps_.store != nullptr) {
+    const Time deadline = SteadyClock::Get()->Now() + deps_.status_timeout;
+    for (const KvNodeStats& node : deps_.store->Stats(deadline)) {
+      *response->add_nodes() = wire::ToProto(node);
+    }
+  }
+  for (const WorkerState& worker : deps_.workers->List()) {
+    *response->add_workers() = wire::ToProto(worker);
+  }
+  const GatewayMetrics& metrics = *deps_.metrics;
+  response->set_running(static_cast<uint32_t>(deps_.pipeline->running()));
+  response->set_waiting(static_cast<uint32_t>(deps_.pipeline->waiting()));
+  response->set_requests(deps_.pipeline->requests());
+  response->set_prompt_tokens(static_cast<uint64_t>(metrics.prompt_tokens.value()));
+  response->set_cached_tokens(static_cast<uint64_t>(metrics.cached_tokens.value()));
+  response->set_generated_tokens(static_cast<uint64_t>(metrics.generated_tokens.value()));
+}
+
+}  // namespace oscarkv::gateway

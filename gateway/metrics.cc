@@ -1,0 +1,58 @@
+#include "gateway/metrics.h"
+
+namespace oscarkv::gateway {
+
+GatewayMetrics::GatewayMetrics(MetricRegistry* r)
+    : requests(r->AddCounter("oscarkv_gateway_requests_total",
+                             "Generate requests that ended, by status code.", {"code"})),
+      retries(r->AddCounter("oscarkv_gateway_retries_total",
+                            "Calls repeated on another worker, by stage (prefill, decode).",
+                            {"stage"})),
+      worker_failures(r->AddCounter("oscarkv_gateway_worker_failures_total",
+                                    "Prefill and Decode calls that a worker failed.",
+                                    {"role", "endpoint"})),
+      worker_up(r->AddGauge("oscarkv_gateway_worker_up",
+                            "1 while the worker answers and agrees with the others, else 0.",
+                            {"role", "endpoint"})),
+      running(r->AddGauge("oscarkv_gateway_running_requests", "Requests that hold a running slot.")
+                  .Get()),
+      waiting(r->AddGauge("oscarkv_gateway_waiting_requests",
+                          "Requests that were accepted and wait for a running slot.")
+                  .Get()),
+      queue_age_seconds(r->AddGauge("oscarkv_gateway_queue_age_seconds",
+                                    "How long the oldest waiting request has waited.")
+                            .Get()),
+      queue_seconds(r->AddHistogram("oscarkv_gateway_queue_seconds",
+                                    "From a request's arrival to its running slot.",
+                                    LatencySecondsBounds())
+                        .GetHistogram()),
+      ttft_seconds(r->AddHistogram("oscarkv_gateway_ttft_seconds",
+                                   "From a request's arrival to its first token.",
+                                   LatencySecondsBounds())
+                       .GetHistogram()),
+      tpot_seconds(r->AddHistogram("oscarkv_gateway_tpot_seconds",
+                                   "Mean time per token after the first, of each finished answer.",
+                                   LatencySecondsBounds())
+                       .GetHistogram()),
+      prompt_tokens(r->AddCounter("oscarkv_gateway_prompt_tokens_total",
+                                  "Prompt tokens of requests that reached their first token.")
+                        .Get()),
+      cached_tokens(r->AddCounter("oscarkv_gateway_cached_tokens_total",
+                                  "Prompt tokens that came from the store instead of a prefill.")
+                        .Get()),
+      generated_tokens(
+          r->AddCounter("oscarkv_gateway_generated_tokens_total", "Tokens sent to clients.").Get()),
+      match_failures(r->AddCounter("oscarkv_gateway_match_failures_total",
+                                   "Prefix lookups that failed and counted as a miss.")
+                         .Get()),
+      blocks_not_stored(
+          r->AddCounter("oscarkv_gateway_blocks_not_stored_total",
+                        "Blocks of prompts that the store refused or lost during a prefill.")
+              .Get()),
+      compression_ratio(
+          r->AddHistogram("oscarkv_gateway_answer_compression_ratio",
+                          "KV bytes in bf16 divided by KV bytes as held, of each finished answer.",
+                          {1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 6.5, 7, 7.5, 8})
+              .GetHistogram()) {}
+
+}  // namespace oscarkv::gateway

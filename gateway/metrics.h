@@ -1,0 +1,29 @@
+// The gateway's metrics: the only place that knows their names.
+#pragma once
+
+#include "common/metrics.h"
+
+namespace oscarkv::gateway {
+
+struct GatewayMetrics {
+  explicit GatewayMetrics(MetricRegistry* registry);
+
+  MetricFamily& requests;         // {code}
+  MetricFamily& retries;          // {stage}
+  MetricFamily& worker_failures;  // {role, endpoint}
+  MetricFamily& worker_up;        // {role, endpoint}
+  Metric& running;
+  Metric& waiting;
+  Metric& queue_age_seconds;
+  Histogram& queue_seconds;
+  Histogram& ttft_seconds;
+  Histogram& tpot_seconds;
+  Metric& prompt_tokens;
+  Metric& cached_tokens;
+  Metric& generated_tokens;
+  Metric& match_failures;
+  Metric& blocks_not_stored;
+  Histogram& compression_ratio;
+};
+
+}  // namespace oscarkv::gateway

@@ -1,0 +1,416 @@
+#include "gateway/request.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/log.h"
+#include "gateway/prefix_match.h"
+#include "gateway/usage.h"
+
+namespace oscarkv::gateway {
+namespace {
+
+double Seconds(Duration d) {
+  return std::chrono::duration<double>(d).count();
+}
+
+std::vector<int32_t> Union(std::vector<int32_t> a, const std::vector<int32_t>& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  std::sort(a.begin(), a.end());
+  a.erase(std::unique(a.begin(), a.end()), a.end());
+  return a;
+}
+
+// Failures that say nothing about the request: another worker may do better.
+bool MayBeTheWorker(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kUnavailable:
+    case absl::StatusCode::kInternal:
+    case absl::StatusCode::kAborted:
+    case absl::StatusCode::kResourceExhausted:
+    case absl::StatusCode::kCancelled:  // not by us: a worker that is going away
+      return true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
+Request::Leftovers::~Leftovers() {
+  if (call != nullptr) call->Cancel();
+  ticket.reset();
+  if (ended != nullptr) ended->env_->on_end(ended);
+}
+
+Request::Request(const Env* env, GenerateInput input, Time deadline,
+                 std::unique_ptr<Admission::Ticket> ticket, GenerateSink* sink)
+    : env_(env),
+      input_(std::move(input)),
+      deadline_(deadline),
+      arrival_(env->deps.clock->Now()),
+      stop_tokens_(Union(input_.stop_tokens,
+                         input_.ignore_eos ? std::vector<int32_t>{} : env->options.eos_tokens)),
+      sink_(sink),
+      ticket_(std::move(ticket)),
+      text_(env->deps.tokenizer, input_.stop, stop_tokens_) {}
+
+void Request::Start() {
+  {
+    MutexLock lock(mu_);
+    if (ended_) return;
+    sink_->Accepted(input_.request_id);
+  }
+  env_->deps.executor->Post([self = shared_from_this()] { self->Prepare(); });
+}
+
+void Request::Prepare() {
+  std::vector<int32_t> tokens = input_.prompt_tokens;
+  if (tokens.empty()) {
+    {
+      MutexLock lock(mu_);
+      if (ended_) return;
+    }
+    absl::StatusOr<std::vector<int32_t>> encoded =
+        env_->deps.tokenizer->Encode(input_.prompt, /*add_special=*/true);
+    if (!encoded.ok()) {
+      return Fail(absl::Status(encoded.status().code(),
+                               absl::StrCat("prompt: ", encoded.status().message())));
+    }
+    tokens = *std::move(encoded);
+  }
+  ModelLimits model = env_->options.model;
+  if (const auto workers_model = env_->deps.workers->model()) {
+    model.max_context = std::min(model.max_context, workers_model->max_context);
+  }
+  const absl::StatusOr<uint32_t> max_tokens =
+      MaxAnswerTokens(input_.max_tokens, tokens.size(), env_->options.limits, model);
+  if (!max_tokens.ok()) return Fail(max_tokens.status());
+  MutexLock lock(mu_);
+  if (ended_) return;
+  tokens_ = std::move(tokens);
+  usage_.prompt_tokens = static_cast<uint32_t>(tokens_.size());
+  route_.prompt_tokens = tokens_.size();
+  route_.max_tokens = *max_tokens;
+  stage_ = "waiting for other requests to end";
+  // Under the lock, because Cancel destroys the ticket. OnSlot takes no lock of ours.
+  ticket_->Ready([self = shared_from_this()] { self->OnSlot(); });
+}
+
+void Request::OnSlot() {
+  env_->deps.executor->Post([self = shared_from_this()] { self->Match(); });
+}
+
+void Request::Match() {
+  const PipelineDeps& deps = env_->deps;
+  std::shared_ptr<const WorkerInfo> model = deps.workers->model();
+  if (model == nullptr) {
+    return Fail(
+        absl::UnavailableError(absl::StrCat("no worker is available: ", deps.workers->Explain())));
+  }
+  std::vector<int32_t> prompt;
+  {
+    MutexLock lock(mu_);
+    if (ended_) return;
+    stage_ = "asking the store for the prompt's prefix";
+    prompt = tokens_;
+  }
+  const Time until = std::min(deadline_, deps.clock->Now() + env_->options.match_timeout);
+  const PrefixMatch match = MatchPrefix(deps.store, *model, input_.tenant, prompt, until);
+  if (match.failed) deps.metrics->match_failures.Increment();
+  absl::Status picked;
+  {
+    MutexLock lock(mu_);
+    if (ended_) return;
+    model_ = std::move(model);
+    route_.cached_tokens = std::min(match.cached_tokens, route_.prompt_tokens);
+    route_.affinity = match.affinity;
+    // Both at once: a prompt that nobody could decode is not worth a prefill.
+    picked = PickWorker(WorkerRole::kPrefill);
+    if (picked.ok()) picked = PickWorker(WorkerRole::kAttention);
+  }
+  if (!picked.ok()) return Fail(picked);
+  StartPrefill();
+}
+
+absl::Status Request::PickWorker(WorkerRole role) {
+  const PipelineDeps& deps = env_->deps;
+  const ClusterSnapshot cluster =
+      deps.workers->Snapshot(model_->name_space, failed_prefill_, failed_attention_);
+  const bool prefill = role == WorkerRole::kPrefill;
+  const absl::StatusOr<size_t> index = prefill ? deps.router->PickPrefill(cluster, route_)
+                                               : deps.router->PickAttention(cluster, route_);
+  if (!index.ok()) {
+    return absl::Status(index.status().code(),
+                        absl::StrCat(index.status().message(), ": ", deps.workers->Explain()));
+  }
+  const uint64_t tokens = prefill ? route_.prompt_tokens - route_.cached_tokens
+                                  : route_.prompt_tokens + route_.max_tokens;
+  (prefill ? prefill_ : attention_) = deps.workers->Use(role, *index, tokens);
+  return absl::OkStatus();
+}
+
+void Request::StartPrefill() {
+  PrefillCall call;
+  uint64_t number = 0;
+  size_t worker = 0;
+  {
+    MutexLock lock(mu_);
+    if (ended_) return;
+    stage_ = "in prefill";
+    worker = prefill_.index();
+    number = ++call_number_;
+    usage_.prefill_worker = env_->deps.workers->prefill(worker).endpoint();
+    call = {input_.request_id, tokens_, input_.sampling, input_.tenant};
+  }
+  KeepCall(number, env_->deps.workers->prefill(worker).Prefill(
+                       std::move(call), deadline_,
+                       [self = shared_from_this(), number](absl::StatusOr<PrefillResult> result) {
+                         self->OnPrefill(number, std::move(result));
+                       }));
+}
+
+void Request::OnPrefill(uint64_t number, absl::StatusOr<PrefillResult> result) {
+  Leftovers left;
+  {
+    MutexLock lock(mu_);
+    if (!Current(number)) return;
+    CallIsOver();
+    if (!result.ok()) {
+      const absl::Status retry = Retry(WorkerRole::kPrefill, result.status());
+      if (!retry.ok()) return End(retry, &left);
+    } else {
+      GatewayMetrics& metrics = *env_->deps.metrics;
+      prefill_.Release();
+      usage_.cached_tokens = std::min(result->cached_tokens, usage_.prompt_tokens);
+      AddTransfers(result->put, result->get, &usage_);
+      metrics.prompt_tokens.Add(usage_.prompt_tokens);
+      metrics.cached_tokens.Add(usage_.cached_tokens);
+      metrics.blocks_not_stored.Add(result->blocks_not_stored);
+      const int32_t token = result->first_token.token;
+      tokens_.push_back(token);
+      Relay({std::move(result->first_token)}, FirstTokenFinish(token), &left);
+      if (ended_) return;
+    }
+  }
+  if (result.ok()) {
+    StartDecode();
+  } else {
+    StartPrefill();
+  }
+}
+
+FinishReason Request::FirstTokenFinish(int32_t token) const {
+  if (text_.IsStopToken(token)) return FinishReason::kStopToken;
+  return route_.max_tokens == 1 ? FinishReason::kLength : FinishReason::kNone;
+}
+
+void Request::StartDecode() {
+  Leftovers left;
+  DecodeCall call;
+  uint64_t number = 0;
+  size_t worker = 0;
+  WorkerSet& workers = *env_->deps.workers;
+  {
+    MutexLock lock(mu_);
+    if (ended_) return;
+    stage_ = "decoding";
+    // The worker picked before the prefill may have gone since.
+    if (!workers.Usable(WorkerRole::kAttention, attention_.index(), model_->name_space)) {
+      const absl::Status picked = PickWorker(WorkerRole::kAttention);
+      if (!picked.ok()) return End(picked, &left);
+    }
+    worker = attention_.index();
+    number = ++call_number_;
+    usage_.attention_worker = workers.attention(worker).endpoint();
+    call = {input_.request_id,
+            tokens_,
+            usage_.prompt_tokens,
+            input_.sampling,
+            static_cast<uint32_t>(route_.max_tokens),
+            stop_tokens_,
+            input_.tenant};
+  }
+  const auto self = shared_from_this();
+  KeepCall(number,
+           workers.attention(worker).Decode(
+               std::move(call), deadline_,
+               [self, number](DecodeEvent event) { self->OnTokens(number, std::move(event)); },
+               [self, number](const absl::Status& status) { self->OnDecodeDone(number, status); }));
+}
+
+void Request::OnTokens(uint64_t number, DecodeEvent event) {
+  Leftovers left;
+  MutexLock lock(mu_);
+  if (!Current(number)) return;
+  decoding_ = decoding_ || !event.tokens.empty();
+  if (event.summary) {
+    has_summary_ = true;
+    usage_.kv_bytes_bf16 = event.summary->kv_bytes_bf16;
+    usage_.kv_bytes_stored = event.summary->kv_bytes_stored;
+    AddTransfers(event.summary->put, event.summary->get, &usage_);
+  }
+  if (usage_.generated_tokens + event.tokens.size() > route_.max_tokens) {
+    return End(absl::InternalError(absl::StrCat("attention worker ", usage_.attention_worker,
+                                                " sent more than max_tokens ", route_.max_tokens)),
+               &left);
+  }
+  // The worker ended the stream itself: nothing to cancel.
+  if (event.finish != FinishReason::kNone) CallIsOver();
+  Relay(std::move(event.tokens), event.finish, &left);
+}
+
+void Request::OnDecodeDone(uint64_t number, const absl::Status& status) {
+  Leftovers left;
+  {
+    MutexLock lock(mu_);
+    if (!Current(number)) return;
+    CallIsOver();
+    const absl::Status error =
+        status.ok() ? absl::InternalError("the stream ended without a finish reason") : status;
+    const absl::Status retry = Retry(WorkerRole::kAttention, error);
+    if (!retry.ok()) return End(retry, &left);
+  }
+  StartDecode();
+}
+
+void Request::KeepCall(uint64_t number, std::shared_ptr<WorkerCall> call) {
+  {
+    MutexLock lock(mu_);
+    if (number != call_number_) return;
+    if (!ended_) {
+      call_ = std::move(call);
+      return;
+    }
+  }
+  call->Cancel();
+}
+
+void Request::CallIsOver() {
+  ++call_number_;
+  call_.reset();
+}
+
+absl::Status Request::Retry(WorkerRole role, const absl::Status& status) {
+  WorkerSet& workers = *env_->deps.workers;
+  const bool prefill = role == WorkerRole::kPrefill;
+  WorkerLease& lease = prefill ? prefill_ : attention_;
+  std::vector<size_t>& failed = prefill ? failed_prefill_ : failed_attention_;
+  const std::string name = absl::StrCat(WorkerRoleName(role), " worker ",
+                                        prefill ? usage_.prefill_worker : usage_.attention_worker);
+  const absl::StatusCode code =
+      absl::IsCancelled(status) ? absl::StatusCode::kUnavailable : status.code();
+  if (!MayBeTheWorker(status)) {
+    return absl::Status(code, absl::StrCat(name, ": ", status.message()));
+  }
+  workers.ReportFailure(role, lease.index(), absl::Status(code, status.message()));
+  failed.push_back(lease.index());
+  lease.Release();
+  if (!prefill && decoding_) {
+    return absl::Status(code, absl::StrCat(name, " failed after ", usage_.generated_tokens,
+                                           " tokens: ", status.message()));
+  }
+  if (failed.size() > 1) {
+    return absl::Status(code, absl::StrCat(name, " (the second one tried): ", status.message()));
+  }
+  if (absl::Status picked = PickWorker(role); !picked.ok()) {
+    return absl::Status(code, absl::StrCat(name, ": ", status.message(), "; ", picked.message()));
+  }
+  LogWarn("trying another worker", {{"request", id()},
+                                    {"failed", name},
+                                    {"code", absl::StatusCodeToString(code)},
+                                    {"error", std::string(status.message())}});
+  env_->deps.metrics->retries.With({prefill ? "prefill" : "decode"}).Increment();
+  return absl::OkStatus();
+}
+
+void Request::Relay(std::vector<SampledToken> tokens, FinishReason finish, Leftovers* left) {
+  GatewayMetrics& metrics = *env_->deps.metrics;
+  GenerateOutput output;
+  for (SampledToken& token : tokens) {
+    last_token_ = env_->deps.clock->Now();
+    if (usage_.generated_tokens++ == 0) {
+      first_token_ = last_token_;
+      metrics.ttft_seconds.Observe(Seconds(first_token_ - arrival_));
+    }
+    metrics.generated_tokens.Increment();
+    output.text += text_.Push(token.token);
+    output.tokens.push_back(std::move(token));
+    if (text_.stopped()) {
+      finish = FinishReason::kStopString;
+      break;
+    }
+  }
+  if (finish == FinishReason::kNone) {
+    if (!output.tokens.empty()) sink_->Write(std::move(output));
+    return;
+  }
+  output.text += text_.Finish();
+  // Without max_tokens the answer may have been cut to the room in the context.
+  const bool cut =
+      input_.max_tokens == 0 && route_.max_tokens < env_->options.limits.default_max_tokens;
+  output.finish = finish == FinishReason::kLength && cut ? FinishReason::kContext : finish;
+  CompleteUsage();
+  output.usage = usage_;
+  sink_->Write(std::move(output));
+  End(absl::OkStatus(), left);
+}
+
+void Request::CompleteUsage() {
+  GatewayMetrics& metrics = *env_->deps.metrics;
+  usage_.ttft = first_token_ - arrival_;
+  if (usage_.generated_tokens > 1) {
+    usage_.tpot = (last_token_ - first_token_) / (usage_.generated_tokens - 1);
+    metrics.tpot_seconds.Observe(Seconds(usage_.tpot));
+  }
+  // The last token has no K and V.
+  if (!has_summary_) {
+    EstimateKvBytes(*model_, usage_.prompt_tokens + usage_.generated_tokens - 1, &usage_);
+  }
+  if (usage_.kv_bytes_stored > 0) {
+    metrics.compression_ratio.Observe(static_cast<double>(usage_.kv_bytes_bf16) /
+                                      static_cast<double>(usage_.kv_bytes_stored));
+  }
+}
+
+void Request::End(const absl::Status& status, Leftovers* left) {
+  ended_ = true;
+  sink_->Finish(status);
+  prefill_.Release();
+  attention_.Release();
+  left->call = std::move(call_);
+  left->ticket = std::move(ticket_);
+  left->ended = this;
+  env_->deps.metrics->requests.With({absl::StatusCodeToString(status.code())}).Increment();
+}
+
+void Request::Cancel(const absl::Status& reason) {
+  const auto self = shared_from_this();  // on_end may drop the last reference
+  Leftovers left;
+  MutexLock lock(mu_);
+  if (!ended_) End(reason, &left);
+}
+
+void Request::CancelByClient() {
+  // The client's deadline and ours are the same moment seen by two timers.
+  constexpr Duration kSlack = std::chrono::milliseconds(5);
+  const Time now = env_->deps.clock->Now();
+  if (now + kSlack >= deadline_) {
+    ExpireIfDue(deadline_);
+  } else {
+    Cancel(absl::CancelledError("the client cancelled the request"));
+  }
+}
+
+void Request::ExpireIfDue(Time now) {
+  if (now < deadline_) return;
+  const char* stage = nullptr;
+  {
+    MutexLock lock(mu_);
+    stage = stage_;
+  }
+  Cancel(absl::DeadlineExceededError(absl::StrCat("the deadline passed while ", stage)));
+}
+
+}  // namespace oscarkv::gateway

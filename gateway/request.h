@@ -1,0 +1,162 @@
+// One Generate request from admission to its last token: a state machine that no thread waits for.
+//
+//   Start -> Prepare (tokenise) -> [admission queue] -> Match (store) -> StartPrefill -> OnPrefill
+//   -> StartDecode -> OnTokens... -> End
+//
+// Prepare and Match run on the executor, the On... steps on the stubs' threads. The steps of a
+// request follow each other; only Cancel comes from outside at any time. Whoever ends the request
+// first wins: End() under mu_ tells the client, cancels the worker's call, gives back the admission
+// place; every later step finds ended_ and returns.
+//
+// Locks: mu_ before those of WorkerSet and of the sink. Stubs and tickets are called without it
+// (they may call back at once).
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/clock.h"
+#include "common/mutex.h"
+#include "gateway/admission.h"
+#include "gateway/answer_text.h"
+#include "gateway/executor.h"
+#include "gateway/metrics.h"
+#include "gateway/router.h"
+#include "gateway/types.h"
+#include "gateway/validate.h"
+#include "gateway/worker_set.h"
+#include "gateway/worker_stub.h"
+#include "kvstore/client/client.h"
+#include "model/tokenizer.h"
+
+namespace oscarkv::gateway {
+
+// Where an answer goes. Called one at a time, from any thread, with the request's lock held: must
+// neither block nor call into the request.
+class GenerateSink {
+ public:
+  virtual ~GenerateSink() = default;
+  virtual void Accepted(const std::string& request_id) = 0;  // first, unless refused
+  virtual void Write(GenerateOutput output) = 0;
+  virtual void Finish(
+      const absl::Status& status) = 0;  // last, always; the sink is not used afterwards
+};
+
+struct PipelineOptions {
+  AdmissionOptions admission;
+  RequestLimits limits;
+  ModelLimits model;                // of the gateway's own model folder
+  std::vector<int32_t> eos_tokens;  // end an answer unless ignore_eos
+  Duration match_timeout = std::chrono::milliseconds(100);
+};
+
+// All outlive the requests. The store may be null.
+struct PipelineDeps {
+  const Tokenizer* tokenizer = nullptr;
+  KvClient* store = nullptr;
+  WorkerSet* workers = nullptr;
+  const Router* router = nullptr;
+  Executor* executor = nullptr;
+  GatewayMetrics* metrics = nullptr;
+  const Clock* clock = nullptr;
+};
+
+class Request : public std::enable_shared_from_this<Request> {
+ public:
+  struct Env {
+    PipelineOptions options;
+    PipelineDeps deps;
+    std::function<void(Request*)> on_end;  // called once per request, without locks
+  };
+
+  // input.request_id is set. The sink lives until its Finish was called.
+  Request(const Env* env, GenerateInput input, Time deadline,
+          std::unique_ptr<Admission::Ticket> ticket, GenerateSink* sink);
+
+  void Start();
+  // Ends the request with `reason` if it has not ended: tells the sink, cancels what runs for it on
+  // workers. Never blocks.
+  void Cancel(const absl::Status& reason);
+  // The client went away, by itself or because its deadline passed.
+  void CancelByClient();
+  // Ends it with kDeadlineExceeded when its deadline has passed.
+  void ExpireIfDue(Time now);
+
+  const std::string& id() const { return input_.request_id; }
+
+ private:
+  // What an ended request leaves to be undone without its lock; done on destruction, so declare it
+  // before the lock.
+  struct Leftovers {
+    std::shared_ptr<WorkerCall> call;
+    std::unique_ptr<Admission::Ticket> ticket;
+    Request* ended = nullptr;
+    Leftovers() = default;
+    Leftovers(const Leftovers&) = delete;
+    Leftovers& operator=(const Leftovers&) = delete;
+    ~Leftovers();
+  };
+
+  void Prepare();
+  void OnSlot();
+  void Match();
+  void StartPrefill();
+  void OnPrefill(uint64_t number, absl::StatusOr<PrefillResult> result);
+  void StartDecode();
+  void OnTokens(uint64_t number, DecodeEvent event);
+  void OnDecodeDone(uint64_t number, const absl::Status& status);
+
+  // Picks a usable worker of the role that did not fail this request, and leases it.
+  absl::Status PickWorker(WorkerRole role) REQUIRES(mu_);
+  // Keeps a call that was started for cancelling, unless it is over; cancels it if the request
+  // ended meanwhile.
+  void KeepCall(uint64_t number, std::shared_ptr<WorkerCall> call);
+  // The call `number` is the one under way.
+  bool Current(uint64_t number) const REQUIRES(mu_) { return !ended_ && number == call_number_; }
+  void CallIsOver() REQUIRES(mu_);
+  // A call on the role's worker failed. OK: another worker was picked, the call is to be repeated.
+  // Else what to tell the client.
+  absl::Status Retry(WorkerRole role, const absl::Status& status) REQUIRES(mu_);
+  // Sends tokens to the client; ends the answer when `finish` says so, or a stop string does.
+  void Relay(std::vector<SampledToken> tokens, FinishReason finish, Leftovers* left) REQUIRES(mu_);
+  void CompleteUsage() REQUIRES(mu_);
+  void End(const absl::Status& status, Leftovers* left) REQUIRES(mu_);
+  void Fail(const absl::Status& status) { Cancel(status); }
+  FinishReason FirstTokenFinish(int32_t token) const REQUIRES(mu_);
+
+  const Env* const env_;
+  const GenerateInput input_;
+  const Time deadline_;
+  const Time arrival_;
+  const std::vector<int32_t> stop_tokens_;  // the request's and the model's
+  GenerateSink* const sink_;
+
+  Mutex mu_;
+  bool ended_ GUARDED_BY(mu_) = false;
+  const char* stage_ GUARDED_BY(mu_) = "tokenising the prompt";
+  std::unique_ptr<Admission::Ticket> ticket_ GUARDED_BY(mu_);
+  std::shared_ptr<const WorkerInfo> model_ GUARDED_BY(mu_);
+  RouteRequest route_ GUARDED_BY(mu_);
+  std::vector<int32_t> tokens_ GUARDED_BY(mu_);  // the prompt; later with the first token
+
+  std::shared_ptr<WorkerCall> call_ GUARDED_BY(mu_);
+  uint64_t call_number_ GUARDED_BY(mu_) = 0;  // of the call under way; moves on when it is over
+  std::vector<size_t> failed_prefill_ GUARDED_BY(mu_);
+  std::vector<size_t> failed_attention_ GUARDED_BY(mu_);
+  WorkerLease prefill_ GUARDED_BY(mu_);
+  WorkerLease attention_ GUARDED_BY(mu_);
+
+  AnswerText text_ GUARDED_BY(mu_);
+  Usage usage_ GUARDED_BY(mu_);
+  bool has_summary_ GUARDED_BY(mu_) = false;
+  bool decoding_ GUARDED_BY(mu_) =
+      false;  // a token came from the attention worker: too late for another one
+  Time first_token_ GUARDED_BY(mu_){};
+  Time last_token_ GUARDED_BY(mu_){};
+};
+
+}  // namespace oscarkv::gateway

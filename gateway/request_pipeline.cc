@@ -1,0 +1,88 @@
+#include "gateway/request_pipeline.h"
+
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+
+namespace oscarkv::gateway {
+
+RequestPipeline::RequestPipeline(const PipelineOptions& options, const PipelineDeps& deps,
+                                 std::string name)
+    : name_(std::move(name)),
+      env_{options, deps, [this](Request* request) { Forget(request); }},
+      admission_(options.admission, deps.metrics, deps.clock) {}
+
+RequestPipeline::~RequestPipeline() {
+  Shutdown(Time{});
+}
+
+std::shared_ptr<Request> RequestPipeline::Start(GenerateInput input, Time deadline,
+                                                GenerateSink* sink) {
+  absl::StatusOr<std::shared_ptr<Request>> request = Admit(std::move(input), deadline, sink);
+  if (!request.ok()) {
+    env_.deps.metrics->requests.With({absl::StatusCodeToString(request.status().code())})
+        .Increment();
+    sink->Finish(request.status());
+    return nullptr;
+  }
+  (*request)->Start();
+  return *std::move(request);
+}
+
+absl::StatusOr<std::shared_ptr<Request>> RequestPipeline::Admit(GenerateInput input, Time deadline,
+                                                                GenerateSink* sink) {
+  const uint64_t number = requests_.fetch_add(1) + 1;
+  RETURN_IF_ERROR(ValidateRequest(input, env_.options.limits, env_.options.model));
+  if (input.request_id.empty()) input.request_id = absl::StrCat(name_, "-", number);
+  MutexLock lock(mu_);
+  if (closed_) return absl::UnavailableError("the gateway is shutting down");
+  if (by_id_.contains(input.request_id)) {
+    return absl::AlreadyExistsError(
+        absl::StrCat("request_id \"", input.request_id, "\": a request with this id is running"));
+  }
+  ASSIGN_OR_RETURN(auto ticket, admission_.Enter());
+  auto request =
+      std::make_shared<Request>(&env_, std::move(input), deadline, std::move(ticket), sink);
+  by_id_[request->id()] = request;
+  return request;
+}
+
+void RequestPipeline::Forget(const Request* request) {
+  std::shared_ptr<Request> last;  // destroyed without the lock
+  MutexLock lock(mu_);
+  const auto it = by_id_.find(request->id());
+  last = std::move(it->second);
+  by_id_.erase(it);
+  if (by_id_.empty()) empty_.NotifyAll();
+}
+
+std::vector<std::shared_ptr<Request>> RequestPipeline::All() const {
+  MutexLock lock(mu_);
+  std::vector<std::shared_ptr<Request>> all;
+  for (const auto& [id, request] : by_id_) all.push_back(request);
+  return all;
+}
+
+void RequestPipeline::Tick() {
+  const Time now = env_.deps.clock->Now();
+  for (const auto& request : All()) request->ExpireIfDue(now);
+  admission_.UpdateQueueAge();
+}
+
+void RequestPipeline::Shutdown(Time drain_until) {
+  {
+    MutexLock lock(mu_);
+    closed_ = true;
+    while (!by_id_.empty() && empty_.WaitUntil(mu_, drain_until)) {
+    }
+  }
+  for (const auto& request : All()) {
+    request->Cancel(absl::UnavailableError("the gateway is shutting down"));
+  }
+  MutexLock lock(mu_);
+  while (!by_id_.empty()) empty_.Wait(mu_);
+}
+
+}  // namespace oscarkv::gateway
