@@ -1,6 +1,7 @@
 #include "kernels/convert.h"
 
-#define HWY_WANT_AVX3_DL
+#include "kernels/simd_targets.h"
+//
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/convert.cc"
 #include "hwy/foreach_target.h"  // must come before highway.h

@@ -10,7 +10,9 @@ namespace oscarkv::kernels {
 
 // bf16 as its bits.
 using Bf16 = uint16_t;
-inline float ToFloat(Bf16 v) { return std::bit_cast<float>(uint32_t{v} << 16); }
+inline float ToFloat(Bf16 v) {
+  return std::bit_cast<float>(uint32_t{v} << 16);
+}
 // Round to nearest, ties to even; NaN stays NaN.
 inline Bf16 ToBf16(float v) {
   const uint32_t b = std::bit_cast<uint32_t>(v);
@@ -29,7 +31,8 @@ struct Stream {
   void* handle = nullptr;
 };
 
-// Runs f(0..n-1), perhaps concurrently, and returns when all are done. A kernel given a null Executor runs on the caller's thread.
+// Runs f(0..n-1), perhaps concurrently, and returns when all are done. A kernel given a null
+// Executor runs on the caller's thread.
 class Executor {
  public:
   virtual ~Executor() = default;
@@ -37,7 +40,8 @@ class Executor {
   virtual void ParallelFor(int n, const std::function<void(int)>& f) = 0;
 };
 
-// Kernels have preconditions (stated in op.h; broken ones are bugs) and few errors of data, given by this.
+// Kernels have preconditions (stated in op.h; broken ones are bugs) and few errors of data, given
+// by this.
 enum class KernelStatus {
   kOk,
   kNonFinite,    // an input row holds Inf or NaN; nothing can be said of the outputs of that row

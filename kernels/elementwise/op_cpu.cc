@@ -1,7 +1,8 @@
 // Highway code, compiled once per instruction set and chosen at run time.
 #include "kernels/elementwise/op_backends.h"
 
-#define HWY_WANT_AVX3_DL
+#include "kernels/simd_targets.h"
+//
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/elementwise/op_cpu.cc"
 #include "hwy/foreach_target.h"  // must come before highway.h
