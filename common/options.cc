@@ -40,6 +40,7 @@ bool ParseWithUnit(absl::string_view text, const Unit (&units)[N], double plain,
   for (const Unit& u : units) {
     if (text.size() > std::char_traits<char>::length(u.suffix) && absl::EndsWith(text, u.suffix)) {
       text.remove_suffix(std::char_traits<char>::length(u.suffix));
+      text = absl::StripTrailingAsciiWhitespace(text);  // "2.00 GiB", as FormatBytes writes it
       factor = u.factor;
       break;
     }
