@@ -16,7 +16,8 @@ bool TransferState::End(absl::Status status) {
   MutexLock lock(mu_);
   if (ended()) return false;
   status_ = std::move(status);
-  if (!started_) drained_.store(true, std::memory_order_release);
+  // Success means that every byte has arrived: nothing is left to move.
+  if (!started_ || status_.ok()) drained_.store(true, std::memory_order_release);
   ended_.store(true, std::memory_order_release);
   changed_.NotifyAll();
   return true;

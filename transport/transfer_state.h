@@ -4,6 +4,7 @@
 //   posted --Start()--> moving --End(status)--> ended --Drain()--> drained
 //      \------------------End(status)---------------------------> ended and drained
 //
+// (End(kOk) also drains.)//
 // "Ended" is what the caller waits for and fixes the status; "drained" means that no byte of the
 // local buffers changes any more. They differ when a batch is cancelled or runs out of time while
 // bytes are in flight. Thread-safe.

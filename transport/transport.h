@@ -20,13 +20,16 @@
 
 namespace oscarkv {
 
-// Registered local memory. Destruction deregisters; it must outlive the transfers that use it (the
-// implementation keeps it registered until they ended, the caller keeps the bytes).
+// Registered local memory. Destruction withdraws it from peers and deregisters it as soon as the
+// transfers that use it ended; memory from Allocate stays mapped until then, memory given to
+// Register the caller keeps.
 class MemoryRegion {
  public:
   virtual ~MemoryRegion() = default;
   virtual absl::Span<uint8_t> span() const = 0;
-  // What a peer needs to address this region: an opaque string, at most 4 KiB.
+  // What a peer needs to address this region: an opaque string of bytes, at most 4 KiB. Empty for
+  // memory from Register, which cannot be exported. Holds the region's access token: give it to
+  // peers that may read and write.
   virtual std::string Export() const = 0;
 };
 
@@ -47,20 +50,32 @@ struct TransferOp {
   uint64_t remote_offset;
 };
 
-// A posted batch. Destroying an unfinished handle cancels it; the local buffers stay reserved by
-// the implementation's contract: they may be written until Wait or Poll said that the transfer
-// ended, so call Drain() before you reuse them.
+// A posted batch. Destroying an unfinished handle cancels it.
+//
+// A transfer that was cancelled or ran out of time has ended, but its bytes may still be moving: do
+// not reuse its local buffers before Drained() (keep the handle) or Peer::Close() returned. What
+// that means, by lane:
+// - shared memory: the thread that copies stops at the next piece (1 MB); drained a moment later. A
+// dead or stopped peer does
+//   not matter.
+// - TCP: a read is never written to again once its end was seen by the progress thread, at once as
+// a rule; the buffer of a write
+//   is in use until the network library has sent what it took, or Close().
+// - RDMA: operations in flight cannot be taken back: drained when they completed, or after Close().
+// Remote memory: pieces of a cancelled write that were on their way may arrive at the peer until
+// the connection is closed, and over TCP until the peer has noticed that (the owner quarantines
+// such extents).
 class TransferHandle {
  public:
   virtual ~TransferHandle() = default;
-  // True when the batch ended; then status() is final.
+  // True when the batch ended; then Wait returns its status at once.
   virtual bool Poll() = 0;
   // Blocks until the batch ended or `deadline` passed: kDeadlineExceeded, and the batch is
-  // cancelled.
+  // cancelled. Other errors: kCancelled; kUnavailable (peer gone); kNotFound (the peer withdrew the
+  // region, where the lane can tell).
   virtual absl::Status Wait(Time deadline) = 0;
   virtual void Cancel() = 0;
-  // True when no byte of the local buffers will change any more (it ended, or the endpoint was
-  // closed by force).
+  // True when no byte of the local buffers will change or be read any more. After success at once.
   virtual bool Drained() const = 0;
 };
 
@@ -69,13 +84,18 @@ class TransferHandle {
 class Peer {
  public:
   virtual ~Peer() = default;
+  // The region must be the peer's: kInvalidArgument otherwise, or when damaged. kNotFound: it was
+  // withdrawn (where the lane can tell). May take a round trip on RDMA, at most
+  // UcxOptions::peer_timeout. A RemoteRegion must not outlive its Peer's use.
   virtual absl::StatusOr<std::unique_ptr<RemoteRegion>> Import(absl::string_view exported) = 0;
   // Copies `ops`. A write is complete only when its bytes are visible in the peer's memory (the
   // implementation flushes). Ops out of the regions' bounds: kInvalidArgument, nothing is posted.
+  // kUnavailable: the connection is broken or closed. A passed `deadline` ends the transfer with
+  // kDeadlineExceeded.
   virtual absl::StatusOr<std::unique_ptr<TransferHandle>> Post(absl::Span<const TransferOp> ops,
                                                                Time deadline) = 0;
-  // The transports in use, for people and metrics: "posix" (shared memory), "tcp", "rc_mlx5",
-  // "loopback".
+  // The transports in use, for people and metrics: "sysv" or "posix" (shared memory), "tcp",
+  // "rc_mlx5", "loopback".
   virtual std::string lane() const = 0;
   // False after a failure.
   virtual bool healthy() const = 0;
@@ -93,8 +113,7 @@ class Transport {
   // `huge_pages`: ask for them.
   virtual absl::StatusOr<std::unique_ptr<MemoryRegion>> Allocate(uint64_t bytes,
                                                                  bool huge_pages) = 0;
-  // Registers memory of the caller's for local use in transfers (not exported one-sidedly on shared
-  // memory).
+  // Registers memory of the caller's for local use in transfers; it cannot be exported.
   virtual absl::StatusOr<std::unique_ptr<MemoryRegion>> Register(absl::Span<uint8_t> memory) = 0;
   virtual absl::StatusOr<std::unique_ptr<Peer>> Connect(absl::string_view address,
                                                         Time deadline) = 0;
@@ -106,9 +125,12 @@ struct UcxOptions {
   // this host, RDMA where there is any, else TCP with active messages.
   std::string lanes = "auto";
   std::string devices;  // as UCX_NET_DEVICES; empty: all
-  Duration spin = std::chrono::microseconds(
-      80);  // polling after the last event before sleeping on the event fd
-  Duration peer_timeout = std::chrono::seconds(2);  // a dead peer is seen within this
+  // Polling after the last event before sleeping on the event fd; ten times that while answers are
+  // awaited.
+  Duration spin = std::chrono::microseconds(80);
+  // A dead peer is seen within this (at once, as a rule); also bounds the round trip of Import and
+  // of trying out a lane.
+  Duration peer_timeout = std::chrono::seconds(2);
 };
 
 class MetricRegistry;

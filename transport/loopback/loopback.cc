@@ -29,22 +29,18 @@ namespace {
 
 constexpr uint64_t kPiece = 1 << 20;  // bytes copied between two looks at cancellation
 
-struct Region {
-  ~Region() {
+// Exported regions own their memory, so that it stays while it is copied from or to.
+struct Region final : RegionCore {
+  ~Region() override {
     if (owned) munmap(span.data(), span.size());
   }
-  uint64_t id = 0;
-  absl::Span<uint8_t> span;
   bool owned = false;
-  // Held while a piece is copied from or to this region on behalf of a peer: Revoke waits for it.
-  Mutex mu;
-  bool revoked GUARDED_BY(mu) = false;
 };
 
 // What peers can see of a transport.
 struct Node {
   uint64_t id = 0;
-  RegionTable<Region> regions;
+  RegionTable regions;
   std::atomic<bool> alive{true};
 };
 
@@ -71,7 +67,7 @@ class LoopbackRemoteRegion final : public RemoteRegion {
 
 struct Op {
   TransferKind kind;
-  std::shared_ptr<Region> local_region;  // keeps the memory mapped
+  std::shared_ptr<RegionCore> local_region;  // keeps the memory mapped
   uint8_t* local;
   uint64_t length;
   uint64_t remote_region;
@@ -187,10 +183,8 @@ absl::Status LoopbackNetwork::CopyOp(Batch& batch, const Op& op) {
     if (!c.remote->alive) return absl::UnavailableError("loopback peer is gone");
     if (clock_->Now() >= batch.deadline)
       return absl::DeadlineExceededError("transfer deadline passed");
-    const std::shared_ptr<Region> remote = c.remote->regions.FindId(op.remote_region);
+    const std::shared_ptr<RegionCore> remote = c.remote->regions.FindId(op.remote_region);
     if (remote == nullptr) return absl::NotFoundError("the peer no longer exports this region");
-    MutexLock lock(remote->mu);
-    if (remote->revoked) return absl::NotFoundError("the peer no longer exports this region");
     const uint64_t n = std::min(kPiece, op.length - done);
     uint8_t* there = remote->span.data() + op.remote_offset + done;
     uint8_t* here = op.local + done;
@@ -270,11 +264,11 @@ absl::StatusOr<Op> LoopbackPeer::Resolve(const TransferOp& op) const {
                                                    remote->size(), " bytes"));
   }
   // The size in the descriptor is the peer's claim; its own table decides.
-  const std::shared_ptr<Region> actual = connection_->remote->regions.FindId(remote->id());
+  const std::shared_ptr<RegionCore> actual = connection_->remote->regions.FindId(remote->id());
   if (actual != nullptr && actual->span.size() != remote->size()) {
     return absl::InvalidArgumentError("exported descriptor disagrees with the peer's region");
   }
-  std::shared_ptr<Region> local = connection_->local->regions.FindAddress(op.local, op.length);
+  std::shared_ptr<RegionCore> local = connection_->local->regions.FindAddress(op.local, op.length);
   if (local == nullptr) {
     return absl::InvalidArgumentError(absl::StrCat(
         "local range of ", op.length, " bytes is not inside a region of this transport"));
@@ -313,13 +307,10 @@ class LoopbackRegion final : public MemoryRegion {
  public:
   LoopbackRegion(std::shared_ptr<Node> node, std::shared_ptr<Region> region)
       : node_(std::move(node)), region_(std::move(region)) {}
-  ~LoopbackRegion() override {
-    node_->regions.Remove(region_->id);
-    MutexLock lock(region_->mu);
-    region_->revoked = true;
-  }
+  ~LoopbackRegion() override { node_->regions.Remove(region_->id); }
   absl::Span<uint8_t> span() const override { return region_->span; }
   std::string Export() const override {
+    if (!region_->owned) return "";
     return absl::StrCat("loopback-region:", node_->id, ":", region_->id, ":", region_->span.size());
   }
 
