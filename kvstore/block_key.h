@@ -1,5 +1,6 @@
-// The names of blocks. A block of 64 tokens is named by a SHA-256 chain over (namespace, parent, token ids): equal names mean
-// equal bytes. The namespace holds all else that decides the bytes (NamespaceFields).
+// The names of blocks. A block of 64 tokens is named by a SHA-256 chain over (namespace, parent,
+// token ids): equal names mean equal bytes. The namespace holds all else that decides the bytes
+// (NamespaceFields).
 #pragma once
 
 #include <array>
@@ -25,7 +26,9 @@ struct BlockKey {
   }
   std::string Hex() const { return ToHex(bytes.data(), bytes.size()); }
   template <typename H>
-  friend H AbslHashValue(H h, const BlockKey& k) { return H::combine(std::move(h), k.Prefix64()); }
+  friend H AbslHashValue(H h, const BlockKey& k) {
+    return H::combine(std::move(h), k.Prefix64());
+  }
 };
 
 struct NamespaceFields {
@@ -41,12 +44,15 @@ struct NamespaceFields {
 Sha256Digest NamespaceDigest(const NamespaceFields& fields);
 
 // Key of the block of `tokens` (64 of them) behind `parent`.
-BlockKey ChainKey(const Sha256Digest& name_space, const BlockKey& parent, absl::Span<const int32_t> tokens);
+BlockKey ChainKey(const Sha256Digest& name_space, const BlockKey& parent,
+                  absl::Span<const int32_t> tokens);
 // Keys of all full blocks of `tokens`.
-std::vector<BlockKey> ChainKeys(const Sha256Digest& name_space, absl::Span<const int32_t> tokens, int block_tokens = 64);
+std::vector<BlockKey> ChainKeys(const Sha256Digest& name_space, absl::Span<const int32_t> tokens,
+                                int block_tokens = 64);
 // Key of the bf16 hand-over copy of the block `chain`.
 BlockKey WindowKey(const BlockKey& chain);
 // Key of the bf16 hand-over block of the tokens (fewer than 64) behind the last full block.
-BlockKey PartialKey(const Sha256Digest& name_space, const BlockKey& parent, absl::Span<const int32_t> tokens);
+BlockKey PartialKey(const Sha256Digest& name_space, const BlockKey& parent,
+                    absl::Span<const int32_t> tokens);
 
 }  // namespace oscarkv

@@ -1,4 +1,5 @@
-// Value types of the store. A block is opaque bytes and a table of checksummed slices; what they mean is the codec's business.
+// Value types of the store. A block is opaque bytes and a table of checksummed slices; what they
+// mean is the codec's business.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +32,8 @@ struct Slice {
 struct BlockSpec {
   BlockKey key;
   BlockKey parent;  // empty: first of its chain, or a block outside chains (hand-over)
-  // Placement key: blocks of equal placement live on the same node (the chain hash of the first block of each run of 16).
+  // Placement key: blocks of equal placement live on the same node (the chain hash of the first
+  // block of each run of 16).
   BlockKey placement;
   BlockKind kind = BlockKind::kPage;
   uint64_t size = 0;

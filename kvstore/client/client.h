@@ -1,5 +1,6 @@
-// The store as its users see it: match a chain, get blocks into registered memory, put blocks layer by layer. Spreads chains over
-// the nodes, keeps sessions alive, pins what it reads, verifies every checksum. Installed as part of the client library.
+// The store as its users see it: match a chain, get blocks into registered memory, put blocks layer
+// by layer. Spreads chains over the nodes, keeps sessions alive, pins what it reads, verifies every
+// checksum. Installed as part of the client library.
 //
 // Thread-safe. Every call has a deadline and blocks at most that long.
 #pragma once
@@ -21,19 +22,21 @@ class MetricRegistry;
 class Transport;
 
 struct KvClientOptions {
-  std::vector<std::string> nodes;    // "host:port" of every kvstore node's gRPC endpoint; the order does not matter
-  std::string name = "client";       // shown in the nodes' logs and status
-  std::string tenant;                // quota accounting; "" is the default tenant
-  Transport* transport = nullptr;    // data path; null: streaming gRPC. Outlives the client
-  MetricRegistry* metrics = nullptr; // may be null
+  std::vector<std::string>
+      nodes;  // "host:port" of every kvstore node's gRPC endpoint; the order does not matter
+  std::string name = "client";        // shown in the nodes' logs and status
+  std::string tenant;                 // quota accounting; "" is the default tenant
+  Transport* transport = nullptr;     // data path; null: streaming gRPC. Outlives the client
+  MetricRegistry* metrics = nullptr;  // may be null
   Duration connect_timeout = std::chrono::seconds(5);
   Duration pin_ttl = std::chrono::seconds(30);  // renewed while a get runs
 };
 
 struct GetRequest {
   BlockKey key;
-  BlockKey placement;                // as in BlockSpec
-  std::vector<LocalPiece> pieces;    // parts of the block to fetch; each covers whole slices of the block's table
+  BlockKey placement;  // as in BlockSpec
+  std::vector<LocalPiece>
+      pieces;  // parts of the block to fetch; each covers whole slices of the block's table
 };
 
 // How blocks travelled, summed over a call.
@@ -43,57 +46,71 @@ struct TransferTotals {
   std::string lanes;  // distinct lanes, comma-separated: "posix", "tcp", "grpc"
 };
 
-// Blocks being written. Per item: kOk (reserved), kAlreadyExists (stored, nothing to write), or why it cannot be stored
-// (kResourceExhausted: full of pinned blocks, or the tenant's quota; the caller goes on without caching).
+// Blocks being written. Per item: kOk (reserved), kAlreadyExists (stored, nothing to write), or why
+// it cannot be stored (kResourceExhausted: full of pinned blocks, or the tenant's quota; the caller
+// goes on without caching).
 class PutBatch {
  public:
   virtual ~PutBatch() = default;  // revokes what was not committed
   virtual absl::Span<const absl::Status> statuses() const = 0;
-  // Starts writing pieces of item i (no-op for items that were not reserved). The memory must stay unchanged until Commit
-  // returned. Errors surface at Commit.
+  // Starts writing pieces of item i (no-op for items that were not reserved). The memory must stay
+  // unchanged until Commit returned. Errors surface at Commit.
   virtual void Write(size_t item, absl::Span<const LocalPiece> pieces) = 0;
-  // Waits for the writes, then makes the items visible with their slice tables (slices[i] of item i, in order, without gaps, to
-  // the block's size). One status per item; items not reserved keep theirs.
-  virtual std::vector<absl::Status> Commit(absl::Span<const std::vector<Slice>> slices, Time deadline) = 0;
+  // Waits for the writes, then makes the items visible with their slice tables (slices[i] of item
+  // i, in order, without gaps, to the block's size). One status per item; items not reserved keep
+  // theirs.
+  virtual std::vector<absl::Status> Commit(absl::Span<const std::vector<Slice>> slices,
+                                           Time deadline) = 0;
   virtual TransferTotals totals() const = 0;
 };
 
 struct KvNodeStats {
-  std::string node;     // endpoint
+  std::string node;  // endpoint
   bool reachable = false;
-  std::string error;    // why not
-  uint64_t capacity_bytes = 0, used_bytes = 0, pinned_bytes = 0, reserved_bytes = 0, quarantined_bytes = 0;
-  uint64_t kind_bytes[kNumBlockKinds] = {};   // by BlockKind - 1
+  std::string error;  // why not
+  uint64_t capacity_bytes = 0, used_bytes = 0, pinned_bytes = 0, reserved_bytes = 0,
+           quarantined_bytes = 0;
+  uint64_t kind_bytes[kNumBlockKinds] = {};  // by BlockKind - 1
   uint64_t kind_blocks[kNumBlockKinds] = {};
   uint64_t hits = 0, misses = 0, evictions = 0, sessions = 0;  // hits, misses in blocks
-  std::string lanes;    // of this client's connection
+  std::string lanes;                                           // of this client's connection
 };
 
 class KvClient {
  public:
   virtual ~KvClient() = default;
 
-  // Connects; succeeds when at least one node answers. Nodes that do not are tried again in the background.
+  // Connects; succeeds when at least one node answers. Nodes that do not are tried again in the
+  // background.
   static absl::StatusOr<std::unique_ptr<KvClient>> Create(const KvClientOptions& options);
 
-  // The length of the longest unbroken run of `chain` (all blocks of a prefix, in order) that is stored. One lookup RPC per owner,
-  // in parallel. A node that cannot be asked counts as a miss of its blocks. Counts hits, does not pin.
+  // The length of the longest unbroken run of `chain` (all blocks of a prefix, in order) that is
+  // stored. One lookup RPC per owner, in parallel. A node that cannot be asked counts as a miss of
+  // its blocks. Counts hits, does not pin.
   virtual absl::StatusOr<size_t> Match(absl::Span<const BlockKey> chain, Time deadline) = 0;
-  // Which of these keys are stored (for hand-over blocks): one bool per key. `placement[i]` belongs to keys[i].
-  virtual std::vector<bool> Exists(absl::Span<const BlockKey> keys, absl::Span<const BlockKey> placement, Time deadline) = 0;
+  // Which of these keys are stored (for hand-over blocks): one bool per key. `placement[i]` belongs
+  // to keys[i].
+  virtual std::vector<bool> Exists(absl::Span<const BlockKey> keys,
+                                   absl::Span<const BlockKey> placement, Time deadline) = 0;
 
-  // Pins, reads, verifies, unpins. One status per request: kNotFound (evicted or never put), kDataLoss (checksum; that copy was
-  // reported and erased), kAborted (lost while reading), kUnavailable, kDeadlineExceeded. Buffers of failed requests are unspecified
-  // but no longer written to.
-  virtual std::vector<absl::Status> Get(absl::Span<const GetRequest> requests, Time deadline, TransferTotals* totals) = 0;
+  // Pins, reads, verifies, unpins. One status per request: kNotFound (evicted or never put),
+  // kDataLoss (checksum; that copy was reported and erased), kAborted (lost while reading),
+  // kUnavailable, kDeadlineExceeded. Buffers of failed requests are unspecified but no longer
+  // written to.
+  virtual std::vector<absl::Status> Get(absl::Span<const GetRequest> requests, Time deadline,
+                                        TransferTotals* totals) = 0;
 
-  virtual absl::StatusOr<std::unique_ptr<PutBatch>> StartPut(absl::Span<const BlockSpec> items, Time deadline) = 0;
+  virtual absl::StatusOr<std::unique_ptr<PutBatch>> StartPut(absl::Span<const BlockSpec> items,
+                                                             Time deadline) = 0;
 
-  virtual absl::Status Erase(absl::Span<const BlockKey> keys, absl::Span<const BlockKey> placement, Time deadline) = 0;
+  virtual absl::Status Erase(absl::Span<const BlockKey> keys, absl::Span<const BlockKey> placement,
+                             Time deadline) = 0;
   virtual std::vector<KvNodeStats> Stats(Time deadline) = 0;
 };
 
 // The placement key of block i of a chain: the key of the first block of its run of 16.
-inline const BlockKey& PlacementOf(absl::Span<const BlockKey> chain, size_t i) { return chain[i / 16 * 16]; }
+inline const BlockKey& PlacementOf(absl::Span<const BlockKey> chain, size_t i) {
+  return chain[i / 16 * 16];
+}
 
 }  // namespace oscarkv

@@ -1,0 +1,216 @@
+// The calls of a kvstore node as plain structs: what KvNode handles, what KvStub sends and what the
+// gRPC adapters convert. proto/oscarkv/v1/kvstore.proto documents each call and its statuses; here
+// is its image in our types.
+//
+// Each request names its Response. Per-item results are one absl::Status per item in the order of
+// the request.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "common/clock.h"
+#include "kvstore/types.h"
+
+namespace oscarkv {
+
+inline constexpr int kTokensPerBlock = 64;  // for counting only: to the store a block is bytes
+
+namespace kv {
+
+// Limits of one call; larger ones are kInvalidArgument.
+inline constexpr size_t kMaxItemsPerCall = 65536;
+inline constexpr size_t kMaxSlicesPerBlock = 4096;
+inline constexpr size_t kMaxNameLength = 256;  // client name, tenant
+inline constexpr uint64_t kMaxChunkBytes = 1 << 20;
+
+// The checksummed parts of a block: they follow each other without gaps from its first byte to its
+// last.
+struct SliceTable {
+  std::vector<uint64_t> lengths;
+  std::vector<uint32_t> crc32c;
+  bool operator==(const SliceTable&) const = default;
+};
+
+struct OpenSessionResponse {
+  uint64_t session_id = 0;
+  uint64_t incarnation = 0;  // of the node's process
+  Duration session_ttl{0};
+  Duration max_pin_ttl{0};
+  Duration put_ttl{0};
+  uint64_t max_block_bytes = 0;
+  std::string transport_address;  // empty: only the streaming data path
+  std::string exported_arena;
+  std::string transport_name;
+  uint64_t arena_bytes = 0;
+};
+struct OpenSessionRequest {
+  using Response = OpenSessionResponse;
+  std::string client_name;
+  std::string tenant;
+};
+
+struct KeepAliveResponse {
+  uint64_t incarnation = 0;
+};
+struct KeepAliveRequest {
+  using Response = KeepAliveResponse;
+  uint64_t session_id = 0;
+};
+
+struct CloseSessionResponse {};
+struct CloseSessionRequest {
+  using Response = CloseSessionResponse;
+  uint64_t session_id = 0;
+};
+
+struct MatchPrefixResponse {
+  uint32_t matched = 0;
+};
+struct MatchPrefixRequest {
+  using Response = MatchPrefixResponse;
+  uint64_t session_id = 0;
+  std::vector<BlockKey> keys;
+};
+
+struct ExistsResponse {
+  std::vector<bool> stored;
+};
+struct ExistsRequest {
+  using Response = ExistsResponse;
+  uint64_t session_id = 0;
+  std::vector<BlockKey> keys;
+};
+
+// A pinned block.
+struct BlockLocation {
+  uint64_t pin_id = 0;
+  uint64_t offset = 0;  // in the node's arena
+  uint64_t size = 0;
+  uint64_t generation = 0;
+  SliceTable slices;
+};
+struct GetStartResponse {
+  std::vector<absl::Status> statuses;
+  std::vector<BlockLocation> locations;  // one per item
+};
+struct GetStartRequest {
+  using Response = GetStartResponse;
+  uint64_t session_id = 0;
+  std::vector<BlockKey> keys;
+  Duration pin_ttl{0};  // 0: the node's maximum
+};
+
+struct RenewPinsResponse {
+  std::vector<absl::Status> statuses;
+};
+struct RenewPinsRequest {
+  using Response = RenewPinsResponse;
+  uint64_t session_id = 0;
+  std::vector<uint64_t> pin_ids;
+  Duration pin_ttl{0};
+};
+
+struct ReleaseResponse {
+  std::vector<absl::Status> statuses;
+};
+struct ReleaseRequest {
+  using Response = ReleaseResponse;
+  uint64_t session_id = 0;
+  std::vector<uint64_t> pin_ids;
+  std::vector<uint64_t> generations;
+};
+
+struct PutItem {
+  BlockKey key;
+  BlockKey parent;
+  BlockKind kind = BlockKind::kPage;
+  uint64_t size = 0;
+  Duration ttl{0};
+};
+struct PutStartResponse {
+  std::vector<absl::Status> statuses;
+  std::vector<uint64_t> offsets;
+  std::vector<uint64_t> generations;
+};
+struct PutStartRequest {
+  using Response = PutStartResponse;
+  uint64_t session_id = 0;
+  std::vector<PutItem> items;
+};
+
+struct PutEndItem {
+  BlockKey key;
+  uint64_t generation = 0;
+  SliceTable slices;
+};
+struct PutEndResponse {
+  std::vector<absl::Status> statuses;
+};
+struct PutEndRequest {
+  using Response = PutEndResponse;
+  uint64_t session_id = 0;
+  std::vector<PutEndItem> items;
+};
+
+struct PutRevokeResponse {
+  std::vector<absl::Status> statuses;
+};
+struct PutRevokeRequest {
+  using Response = PutRevokeResponse;
+  uint64_t session_id = 0;
+  std::vector<BlockKey> keys;
+  bool drained = false;  // no transfer into these blocks is under way
+};
+
+enum class EraseReason : uint8_t { kRequested = 1, kCorrupt = 2 };
+struct EraseResponse {
+  std::vector<absl::Status> statuses;
+};
+struct EraseRequest {
+  using Response = EraseResponse;
+  uint64_t session_id = 0;
+  std::vector<BlockKey> keys;
+  EraseReason reason = EraseReason::kRequested;
+  std::vector<uint64_t> generations;  // empty, or one per key
+};
+
+struct StatsResponse {
+  uint64_t capacity_bytes = 0, used_bytes = 0, pinned_bytes = 0, reserved_bytes = 0,
+           quarantined_bytes = 0;
+  uint64_t kind_bytes[kNumBlockKinds] = {};  // by BlockKind - 1
+  uint64_t kind_blocks[kNumBlockKinds] = {};
+  uint64_t hits = 0, misses = 0, evictions = 0, sessions = 0, incarnation = 0;
+};
+struct StatsRequest {
+  using Response = StatsResponse;
+};
+
+// The streaming data path. Not part of KvRequest: these are long calls with their own methods.
+struct ReadPiece {
+  uint64_t pin_id = 0;
+  uint64_t offset = 0;  // in the block
+  uint64_t length = 0;
+};
+struct WriteChunk {
+  BlockKey key;
+  uint64_t generation = 0;
+  uint64_t offset = 0;  // in the block
+};
+
+using KvRequest =
+    std::variant<OpenSessionRequest, KeepAliveRequest, CloseSessionRequest, MatchPrefixRequest,
+                 ExistsRequest, GetStartRequest, RenewPinsRequest, ReleaseRequest, PutStartRequest,
+                 PutEndRequest, PutRevokeRequest, EraseRequest, StatsRequest>;
+
+// Of each request, in the same order.
+using KvResponse =
+    std::variant<OpenSessionResponse, KeepAliveResponse, CloseSessionResponse, MatchPrefixResponse,
+                 ExistsResponse, GetStartResponse, RenewPinsResponse, ReleaseResponse,
+                 PutStartResponse, PutEndResponse, PutRevokeResponse, EraseResponse, StatsResponse>;
+
+}  // namespace kv
+}  // namespace oscarkv

@@ -1,0 +1,39 @@
+// What the node knows of a stored block, and of a tenant.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+
+#include "kvstore/api.h"
+#include "kvstore/core/allocator.h"
+#include "kvstore/core/eviction.h"
+
+namespace oscarkv {
+
+struct Tenant {
+  std::string name;
+  uint32_t id = 0;
+  std::atomic<uint64_t> used_bytes{
+      0};  // memory of its blocks, reservations and quarantine, rounding included
+};
+
+// Fields after the first group change under the lock of the block's shard (BlockIndex).
+struct Block : EvictionEntry {
+  BlockKey key;
+  BlockKey parent;
+  BlockKind kind = BlockKind::kPage;
+  uint64_t size = 0;
+  uint64_t charged = 0;  // bytes of its extent
+  Tenant* tenant = nullptr;
+  std::shared_ptr<const kv::SliceTable> slices;
+
+  Extent extent;  // moves only while there is no pin
+  uint32_t pins = 0;
+  bool erased = false;  // out of the index, kept by its pins
+  uint32_t touch_epoch = 0;
+  Time expires = Time::max();
+  Time expiry_queued{};  // the entry in its shard's expiry queue that counts
+};
+
+}  // namespace oscarkv

@@ -1,0 +1,354 @@
+#include "kvstore/core/block_index.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+
+namespace oscarkv {
+
+BlockIndex::BlockIndex(size_t shards, EvictionKind eviction, BlockAllocator* allocator,
+                       absl::Span<uint8_t> arena, KvNodeMetrics* metrics)
+    : allocator_(allocator), arena_(arena), metrics_(metrics), eviction_(eviction) {
+  for (size_t i = 0; i < std::max<size_t>(shards, 1); ++i)
+    shards_.push_back(std::make_unique<Shard>());
+}
+
+BlockIndex::~BlockIndex() = default;
+
+EvictionPolicy& BlockIndex::PolicyOf(Shard& shard, const Block& block) {
+  const PoolId id = PoolOf(block);
+  std::unique_ptr<EvictionPolicy>& policy = shard.pools[id];
+  if (policy == nullptr) {
+    policy = MakeEvictionPolicy(eviction_);
+    MutexLock lock(pools_mu_);
+    if (std::find(pools_.begin(), pools_.end(), id) == pools_.end()) pools_.push_back(id);
+  }
+  return *policy;
+}
+
+std::vector<PoolId> BlockIndex::Pools() const {
+  MutexLock lock(pools_mu_);
+  return pools_;
+}
+
+Time BlockIndex::Coldest(const PoolId& pool) const {
+  Time coldest = Time::max();
+  for (const auto& shard : shards_) {
+    MutexLock lock(shard->mu);
+    const auto it = shard->pools.find(pool);
+    if (it != shard->pools.end()) coldest = std::min(coldest, it->second->Coldest());
+  }
+  return coldest;
+}
+
+Block* BlockIndex::Find(const Shard& shard, const BlockKey& key, Time now) {
+  const auto it = shard.slots.find(key);
+  if (it == shard.slots.end() || it->second.block == nullptr || it->second.block->expires <= now)
+    return nullptr;
+  return it->second.block.get();
+}
+
+void BlockIndex::Hit(Shard& shard, Block* block, uint32_t epoch, Time now) {
+  block->last_use = now;
+  block->touch_epoch = epoch;
+  PolicyOf(shard, *block).OnHit(block);
+}
+
+void BlockIndex::HitAncestors(BlockKey parent, uint32_t epoch, Time now) {
+  while (!parent.empty()) {
+    Shard& shard = ShardOf(parent);
+    MutexLock lock(shard.mu);
+    Block* block = Find(shard, parent, now);
+    if (block == nullptr || block->touch_epoch == epoch) return;
+    Hit(shard, block, epoch, now);
+    parent = block->parent;
+  }
+}
+
+bool BlockIndex::Contains(const BlockKey& key, Time now) const {
+  Shard& shard = ShardOf(key);
+  MutexLock lock(shard.mu);
+  return Find(shard, key, now) != nullptr;
+}
+
+size_t BlockIndex::Match(absl::Span<const BlockKey> keys, Time now) {
+  const uint32_t epoch = NewEpoch();
+  size_t matched = 0;
+  for (; matched < keys.size(); ++matched) {
+    const BlockKey& key = keys[matched];
+    BlockKey parent;
+    {
+      Shard& shard = ShardOf(key);
+      MutexLock lock(shard.mu);
+      Block* block = Find(shard, key, now);
+      if (block == nullptr) break;
+      Hit(shard, block, epoch, now);
+      parent = block->parent;
+    }
+    // In a chain the parent is the key before, which has its hit.
+    if (matched == 0 || parent != keys[matched - 1]) HitAncestors(parent, epoch, now);
+  }
+  hits_.fetch_add(matched, std::memory_order_relaxed);
+  misses_.fetch_add(keys.size() - matched, std::memory_order_relaxed);
+  return matched;
+}
+
+Block* BlockIndex::Pin(const BlockKey& key, uint32_t epoch, Time now) {
+  Block* block = nullptr;
+  BlockKey parent;
+  {
+    Shard& shard = ShardOf(key);
+    MutexLock lock(shard.mu);
+    block = Find(shard, key, now);
+    if (block == nullptr) return nullptr;
+    if (block->pins++ == 0) pinned_bytes_.fetch_add(block->size, std::memory_order_relaxed);
+    Hit(shard, block, epoch, now);
+    parent = block->parent;
+  }
+  HitAncestors(parent, epoch, now);
+  return block;
+}
+
+void BlockIndex::Unpin(Block* block) {
+  std::unique_ptr<Block> dead;
+  {
+    Shard& shard = ShardOf(block->key);
+    MutexLock lock(shard.mu);
+    if (--block->pins > 0) return;
+    pinned_bytes_.fetch_sub(block->size, std::memory_order_relaxed);
+    if (block->erased) {
+      dead.reset(block);
+    } else {
+      ReturnIfFree(shard, block, shard.slots[block->key].children);
+    }
+  }
+  if (dead != nullptr) FreeMemory(std::move(dead));
+}
+
+void BlockIndex::ReturnIfFree(Shard& shard, Block* block, uint32_t children) {
+  if (!block->aside || block->pins > 0 || children > 0) return;
+  block->aside = false;
+  PolicyOf(shard, *block).Return(block);
+}
+
+bool BlockIndex::Refresh(const BlockKey& key, Duration ttl, Time now) {
+  Shard& shard = ShardOf(key);
+  MutexLock lock(shard.mu);
+  Block* block = Find(shard, key, now);
+  if (block == nullptr) return false;
+  // The queued expiry stays; when it comes up, ExpireDue sees that the block lives longer.
+  if (block->expires != Time::max()) {
+    block->expires = ttl == Duration(0) ? Time::max() : std::max(block->expires, now + ttl);
+  }
+  return true;
+}
+
+void BlockIndex::Link(const BlockKey& parent) {
+  if (parent.empty()) return;
+  Shard& shard = ShardOf(parent);
+  MutexLock lock(shard.mu);
+  ++shard.slots[parent].children;
+}
+
+void BlockIndex::Unlink(const BlockKey& parent) {
+  if (parent.empty()) return;
+  Shard& shard = ShardOf(parent);
+  MutexLock lock(shard.mu);
+  const auto it = shard.slots.find(parent);
+  if (--it->second.children > 0) return;
+  if (it->second.block == nullptr) {
+    shard.slots.erase(it);
+  } else {
+    ReturnIfFree(shard, it->second.block.get(), 0);
+  }
+}
+
+bool BlockIndex::ChainReturnsTo(const BlockKey& key, BlockKey parent) const {
+  while (!parent.empty()) {
+    if (parent == key) return true;
+    Shard& shard = ShardOf(parent);
+    MutexLock lock(shard.mu);
+    const auto it = shard.slots.find(parent);
+    if (it == shard.slots.end() || it->second.block == nullptr) return false;
+    parent = it->second.block->parent;
+  }
+  return false;
+}
+
+absl::Status BlockIndex::Insert(std::unique_ptr<Block>* owned, Time now) {
+  Block* const block = owned->get();
+  const BlockKey key = block->key, parent = block->parent;
+  if (parent == key) return absl::InvalidArgumentError("a block cannot be its own parent");
+  const uint64_t generation = block->extent.generation;
+  // The parent learns of the child first: between the two steps it is protected for nothing, never
+  // the other way round.
+  Link(parent);
+  bool stored = false, has_children = false, replaced = false;
+  BlockKey replaced_parent;
+  std::unique_ptr<Block> dead;
+  {
+    Shard& shard = ShardOf(key);
+    MutexLock lock(shard.mu);
+    if (Find(shard, key, now) == nullptr) {
+      if (const auto it = shard.slots.find(key);
+          it != shard.slots.end() && it->second.block != nullptr) {
+        replaced = true;  // expired, not yet swept
+        replaced_parent = it->second.block->parent;
+        dead = TakeOut(shard, key);
+      }
+      Slot& slot = shard.slots[key];
+      block->last_use = now;
+      if (block->expires != Time::max()) {
+        block->expiry_queued = block->expires;
+        shard.expiries.push({block->expires, key});
+      }
+      PolicyOf(shard, *block).OnInsert(block);
+      has_children = slot.children > 0;
+      slot.block = std::move(*owned);
+      Count(*block, 1);
+      stored = true;
+    }
+  }
+  if (replaced) Unlink(replaced_parent);
+  if (dead != nullptr) FreeMemory(std::move(dead));
+  if (!stored) {
+    Unlink(parent);
+    return absl::AlreadyExistsError("stored by another writer");
+  }
+  // A ring of parents would never become evictable. It closes only with a block that already has
+  // children.
+  if (has_children && ChainReturnsTo(key, parent)) {
+    Erase(key, generation);
+    return absl::InvalidArgumentError("its chain of parents leads back to the block itself");
+  }
+  return absl::OkStatus();
+}
+
+std::unique_ptr<Block> BlockIndex::TakeOut(Shard& shard, const BlockKey& key) {
+  const auto it = shard.slots.find(key);
+  std::unique_ptr<Block> block = std::move(it->second.block);
+  if (it->second.children == 0) shard.slots.erase(it);
+  if (!block->aside) PolicyOf(shard, *block).OnErase(block.get());
+  Count(*block, -1);
+  if (block->pins == 0) return block;
+  block->erased = true;
+  block.release();  // its pins own it now; the last Unpin frees it
+  return nullptr;
+}
+
+bool BlockIndex::Erase(const BlockKey& key, std::optional<uint64_t> generation) {
+  BlockKey parent;
+  std::unique_ptr<Block> dead;
+  {
+    Shard& shard = ShardOf(key);
+    MutexLock lock(shard.mu);
+    const auto it = shard.slots.find(key);
+    if (it == shard.slots.end() || it->second.block == nullptr) return false;
+    if (generation.has_value() && it->second.block->extent.generation != *generation) return false;
+    parent = it->second.block->parent;
+    dead = TakeOut(shard, key);
+  }
+  Unlink(parent);
+  if (dead != nullptr) FreeMemory(std::move(dead));
+  return true;
+}
+
+size_t BlockIndex::ExpireDue(Time now) {
+  size_t expired = 0;
+  for (const auto& shard : shards_) {
+    for (;;) {
+      BlockKey parent;
+      std::unique_ptr<Block> dead;
+      {
+        MutexLock lock(shard->mu);
+        if (shard->expiries.empty() || shard->expiries.top().at > now) break;
+        const Expiry due = shard->expiries.top();
+        shard->expiries.pop();
+        const auto it = shard->slots.find(due.key);
+        if (it == shard->slots.end() || it->second.block == nullptr) continue;
+        Block* block = it->second.block.get();
+        if (block->expiry_queued != due.at) continue;  // of an earlier block of this key
+        if (block->expires > now) {
+          block->expiry_queued = block->expires;
+          if (block->expires != Time::max()) shard->expiries.push({block->expires, due.key});
+          continue;
+        }
+        parent = block->parent;
+        dead = TakeOut(*shard, due.key);
+      }
+      Unlink(parent);
+      if (dead != nullptr) FreeMemory(std::move(dead));
+      ++expired;
+    }
+  }
+  return expired;
+}
+
+bool BlockIndex::EvictOne(const PoolId& pool, Time now) {
+  const uint32_t first = evict_cursor_.fetch_add(1, std::memory_order_relaxed);
+  for (size_t i = 0; i < shards_.size(); ++i) {
+    Shard& shard = *shards_[(first + i) % shards_.size()];
+    std::unique_ptr<Block> victim;
+    {
+      MutexLock lock(shard.mu);
+      const auto policy = shard.pools.find(pool);
+      if (policy == shard.pools.end()) continue;
+      while (EvictionEntry* entry = policy->second->NextVictim()) {
+        Block* block = static_cast<Block*>(entry);
+        block->aside = true;
+        if (block->pins > 0 || shard.slots[block->key].children > 0) continue;
+        victim = TakeOut(shard, block->key);
+        break;
+      }
+    }
+    if (victim == nullptr) continue;
+    evictions_.fetch_add(1, std::memory_order_relaxed);
+    if (metrics_ != nullptr) metrics_->OnEviction(victim->kind, now - victim->last_use);
+    Unlink(victim->parent);
+    FreeMemory(std::move(victim));
+    return true;
+  }
+  return false;
+}
+
+bool BlockIndex::Relocate(const BlockKey& key, const Extent& from) {
+  Shard& shard = ShardOf(key);
+  MutexLock lock(shard.mu);
+  const auto it = shard.slots.find(key);
+  if (it == shard.slots.end() || it->second.block == nullptr) return false;
+  Block* block = it->second.block.get();
+  if (block->extent != from || block->pins > 0) return false;
+  const std::optional<Extent> to = allocator_->Allocate(from.size_class, key);
+  if (!to.has_value()) return false;
+  std::memcpy(arena_.data() + to->offset, arena_.data() + from.offset, block->size);
+  block->extent = *to;
+  allocator_->Free(from);
+  return true;
+}
+
+void BlockIndex::FreeMemory(std::unique_ptr<Block> block) {
+  allocator_->Free(block->extent);
+  block->tenant->used_bytes.fetch_sub(block->charged, std::memory_order_relaxed);
+}
+
+void BlockIndex::Count(const Block& block, int sign) {
+  const int kind = static_cast<int>(block.kind) - 1;
+  kind_bytes_[kind].fetch_add(sign * static_cast<int64_t>(block.size), std::memory_order_relaxed);
+  kind_blocks_[kind].fetch_add(sign, std::memory_order_relaxed);
+}
+
+IndexStats BlockIndex::stats() const {
+  IndexStats s;
+  for (int k = 0; k < kNumBlockKinds; ++k) {
+    s.kind_bytes[k] = kind_bytes_[k].load(std::memory_order_relaxed);
+    s.kind_blocks[k] = kind_blocks_[k].load(std::memory_order_relaxed);
+  }
+  s.hits = hits_.load(std::memory_order_relaxed);
+  s.misses = misses_.load(std::memory_order_relaxed);
+  s.evictions = evictions_.load(std::memory_order_relaxed);
+  s.pinned_bytes = pinned_bytes_.load(std::memory_order_relaxed);
+  return s;
+}
+
+}  // namespace oscarkv

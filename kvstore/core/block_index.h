@@ -1,0 +1,152 @@
+// The stored blocks of a node by key: lookup, pins, chains, expiry and the choice of victims.
+//
+// Chains. A block names its parent. A block with a stored child is never a victim, so a chain goes
+// from its tail and what remains is always a usable prefix; a hit counts for all ancestors that are
+// stored here. The count of children is kept per parent *key*, also while the parent itself is
+// absent (on another node, or erased as corrupt and put again).
+//
+// Victims come from pools: one eviction order per (tenant, size class) and shard. Memory of one
+// size class is freed by evicting in that class, a tenant over its quota pays with its own blocks.
+//
+// Thread-safe. One lock per shard; never two at a time; the allocator's lock may be taken inside.
+// No call blocks otherwise.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <queue>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "common/mutex.h"
+#include "kvstore/core/block.h"
+#include "kvstore/metrics.h"
+
+namespace oscarkv {
+
+struct PoolId {
+  uint32_t tenant = 0;
+  uint32_t size_class = 0;
+  bool operator==(const PoolId&) const = default;
+  template <typename H>
+  friend H AbslHashValue(H h, const PoolId& p) {
+    return H::combine(std::move(h), p.tenant, p.size_class);
+  }
+};
+
+struct IndexStats {
+  uint64_t kind_bytes[kNumBlockKinds] = {};
+  uint64_t kind_blocks[kNumBlockKinds] = {};
+  uint64_t hits = 0, misses = 0, evictions = 0, pinned_bytes = 0;
+};
+
+class BlockIndex {
+ public:
+  // `allocator` and `arena` outlive the index; `metrics` may be null.
+  BlockIndex(size_t shards, EvictionKind eviction, BlockAllocator* allocator,
+             absl::Span<uint8_t> arena, KvNodeMetrics* metrics);
+  ~BlockIndex();
+  BlockIndex(const BlockIndex&) = delete;
+  BlockIndex& operator=(const BlockIndex&) = delete;
+
+  bool Contains(const BlockKey& key, Time now) const;
+  // How many keys from the first on are stored; counts as a use of them and of their ancestors.
+  size_t Match(absl::Span<const BlockKey> keys, Time now);
+  // One number per batch of Pin calls: ancestors are counted once per batch.
+  uint32_t NewEpoch() { return epoch_.fetch_add(1) + 1; }
+  // Counts as a use. Null: not stored. The block keeps its address, its extent and its bytes until
+  // Unpin.
+  Block* Pin(const BlockKey& key, uint32_t epoch, Time now);
+  void Unpin(Block* block);
+  // True when stored; then a block with a TTL lives at least until now + ttl (for ever with ttl 0).
+  bool Refresh(const BlockKey& key, Duration ttl, Time now);
+
+  // Takes the block when it returns OK. kAlreadyExists; kInvalidArgument: its chain of parents
+  // leads back to it.
+  absl::Status Insert(std::unique_ptr<Block>* block, Time now);
+  // False: nothing is stored, or another generation than the one wanted. Memory of a pinned block
+  // is freed at its last Unpin.
+  bool Erase(const BlockKey& key, std::optional<uint64_t> generation);
+  // Removes blocks whose TTL passed; returns how many.
+  size_t ExpireDue(Time now);
+
+  // Frees one block of the pool. False: none may go.
+  bool EvictOne(const PoolId& pool, Time now);
+  // The pool among those that `pred` accepts whose next candidate was used least recently, and
+  // when; nothing when all are empty.
+  struct ColdPool {
+    PoolId pool;
+    Time last_use;
+  };
+  template <typename Pred>
+  std::optional<ColdPool> ColdestPool(Pred pred) const {
+    std::optional<ColdPool> best;
+    for (const PoolId& pool : Pools()) {
+      if (!pred(pool)) continue;
+      const Time last_use = Coldest(pool);
+      if (last_use != Time::max() && (!best || last_use < best->last_use))
+        best = ColdPool{pool, last_use};
+    }
+    return best;
+  }
+  // Copies an unpinned block elsewhere in its size class and frees `from`. False: it is not there,
+  // pinned, or there is no room.
+  bool Relocate(const BlockKey& key, const Extent& from);
+
+  IndexStats stats() const;
+
+ private:
+  struct Slot {
+    std::unique_ptr<Block> block;  // null: only known as a parent
+    uint32_t children = 0;         // stored blocks that name this key as their parent
+  };
+  struct Expiry {
+    Time at;
+    BlockKey key;
+    bool operator>(const Expiry& other) const { return at > other.at; }
+  };
+  struct Shard {
+    mutable Mutex mu;
+    absl::flat_hash_map<BlockKey, Slot> slots GUARDED_BY(mu);
+    absl::flat_hash_map<PoolId, std::unique_ptr<EvictionPolicy>> pools GUARDED_BY(mu);
+    std::priority_queue<Expiry, std::vector<Expiry>, std::greater<Expiry>> expiries GUARDED_BY(mu);
+  };
+
+  Shard& ShardOf(const BlockKey& key) const { return *shards_[key.Prefix64() % shards_.size()]; }
+  static PoolId PoolOf(const Block& block) { return {block.tenant->id, block.extent.size_class}; }
+  EvictionPolicy& PolicyOf(Shard& shard, const Block& block) REQUIRES(shard.mu);
+  std::vector<PoolId> Pools() const;
+  Time Coldest(const PoolId& pool) const;
+
+  // The stored, not expired block of a key; null without one.
+  static Block* Find(const Shard& shard, const BlockKey& key, Time now) REQUIRES(shard.mu);
+  void Hit(Shard& shard, Block* block, uint32_t epoch, Time now) REQUIRES(shard.mu);
+  void HitAncestors(BlockKey parent, uint32_t epoch, Time now);
+  // Takes the block out of slot and policy. Returns it when it is to be freed now, null when its
+  // pins keep it. The caller calls Unlink(parent) after unlocking in both cases.
+  std::unique_ptr<Block> TakeOut(Shard& shard, const BlockKey& key) REQUIRES(shard.mu);
+  void ReturnIfFree(Shard& shard, Block* block, uint32_t children) REQUIRES(shard.mu);
+  void Link(const BlockKey& parent);
+  void Unlink(const BlockKey& parent);
+  void FreeMemory(std::unique_ptr<Block> block);
+  bool ChainReturnsTo(const BlockKey& key, BlockKey parent) const;
+  void Count(const Block& block, int sign);
+
+  BlockAllocator* const allocator_;
+  const absl::Span<uint8_t> arena_;
+  KvNodeMetrics* const metrics_;
+  const EvictionKind eviction_;
+  std::vector<std::unique_ptr<Shard>> shards_;
+  mutable Mutex pools_mu_;
+  std::vector<PoolId> pools_ GUARDED_BY(pools_mu_);  // in order of appearance
+  std::atomic<uint32_t> epoch_{0};
+  std::atomic<uint32_t> evict_cursor_{0};
+  std::atomic<uint64_t> kind_bytes_[kNumBlockKinds] = {};
+  std::atomic<uint64_t> kind_blocks_[kNumBlockKinds] = {};
+  std::atomic<uint64_t> hits_{0}, misses_{0}, evictions_{0}, pinned_bytes_{0};
+};
+
+}  // namespace oscarkv

@@ -1,0 +1,158 @@
+// A node of the store without its network: sessions, two-phase puts, pins, lookups, quotas.
+// KvStoreService feeds it from gRPC, LocalStub straight from tests.
+//
+// Life of a put: PutStart reserves an extent (Session::reservations) -> the client writes the bytes
+// into the arena -> PutEnd checks slice table and checksums and makes the block visible
+// (BlockIndex). A reservation that is revoked, expires or loses its session goes to quarantine: its
+// writer may still be writing. It leaves when the writer said that nothing is under way (PutRevoke
+// with `drained`, CloseSession), else after twice the put TTL, which bounds every transfer of an
+// obedient client.
+//
+// Life of a read: GetStart pins -> the client reads the arena one-sidedly -> Release says whether
+// the pin held all the time. That verdict is our stale-read check: as long as a pin is in the
+// session's table its block has not moved and its memory was not freed, so a pin found by Release
+// proves that all that was read before is the block. (A guard word in front of each block would
+// cost every read a second operation, and one-sided reads do not order it with the data.) Checksums
+// stand behind it.
+//
+// Thread-safe. Handlers never block but for short locks and, in PutEnd, the time of the checksums.
+// `Tick` does all that is due with time; nothing else happens by itself, so with a FakeClock the
+// node is deterministic.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "common/clock.h"
+#include "common/mutex.h"
+#include "kvstore/api.h"
+#include "kvstore/core/block_index.h"
+#include "kvstore/core/session.h"
+#include "kvstore/metrics.h"
+
+namespace oscarkv {
+
+struct KvNodeOptions {
+  std::string name = "node";  // shown in metrics and logs
+  EvictionKind eviction = EvictionKind::kS3Fifo;
+  double high_watermark = 0.95;     // shares of the capacity: Tick evicts above high ...
+  double low_watermark = 0.90;      // ... until low
+  uint64_t slab_bytes = 0;          // 0: chosen by size of the arena
+  uint64_t tenant_quota_bytes = 0;  // 0: none
+  size_t shards = 16;
+  size_t max_tenants = 256;
+  size_t max_sessions = 4096;
+  size_t max_pins_per_session = 65536;
+  Duration session_ttl = std::chrono::seconds(10);
+  Duration max_pin_ttl = std::chrono::seconds(60);
+  Duration put_ttl = std::chrono::seconds(60);
+  bool verify_on_put = true;  // PutEnd checks the CRCs of the bytes that arrived
+  uint64_t seed = 0;          // of session ids and of the incarnation
+  // Handed out by OpenSession.
+  std::string transport_name, transport_address, exported_arena;
+};
+
+class KvNode {
+ public:
+  // `arena`, `clock` and `metrics` (may be null) outlive the node.
+  KvNode(const KvNodeOptions& options, absl::Span<uint8_t> arena, const Clock* clock,
+         KvNodeMetrics* metrics);
+  ~KvNode();
+  KvNode(const KvNode&) = delete;
+  KvNode& operator=(const KvNode&) = delete;
+
+  // The calls of api.h. The status is that of the whole call: kInvalidArgument, kUnauthenticated
+  // (session unknown or expired), kResourceExhausted (too many sessions, tenants).
+  absl::Status Handle(const kv::OpenSessionRequest& request, kv::OpenSessionResponse* response);
+  absl::Status Handle(const kv::KeepAliveRequest& request, kv::KeepAliveResponse* response);
+  absl::Status Handle(const kv::CloseSessionRequest& request, kv::CloseSessionResponse* response);
+  absl::Status Handle(const kv::MatchPrefixRequest& request, kv::MatchPrefixResponse* response);
+  absl::Status Handle(const kv::ExistsRequest& request, kv::ExistsResponse* response);
+  absl::Status Handle(const kv::GetStartRequest& request, kv::GetStartResponse* response);
+  absl::Status Handle(const kv::RenewPinsRequest& request, kv::RenewPinsResponse* response);
+  absl::Status Handle(const kv::ReleaseRequest& request, kv::ReleaseResponse* response);
+  absl::Status Handle(const kv::PutStartRequest& request, kv::PutStartResponse* response);
+  absl::Status Handle(const kv::PutEndRequest& request, kv::PutEndResponse* response);
+  absl::Status Handle(const kv::PutRevokeRequest& request, kv::PutRevokeResponse* response);
+  absl::Status Handle(const kv::EraseRequest& request, kv::EraseResponse* response);
+  absl::Status Handle(const kv::StatsRequest& request, kv::StatsResponse* response);
+
+  // The streaming data path. Copies under the session's lock, so neither pin nor reservation can go
+  // away meanwhile; at most kMaxChunkBytes at once. kAborted: the pin is gone; kNotFound: no such
+  // reservation; kInvalidArgument: out of its bounds.
+  absl::Status ReadPinned(uint64_t session_id, const kv::ReadPiece& piece, uint8_t* out);
+  absl::Status WriteReserved(uint64_t session_id, const kv::WriteChunk& chunk,
+                             absl::Span<const uint8_t> data);
+
+  // Expires sessions, pins, reservations and blocks, frees quarantine, evicts down to the low
+  // watermark, sets the gauges. Call it every 100 ms or so, from one thread.
+  void Tick();
+
+  uint64_t incarnation() const { return incarnation_; }
+
+ private:
+  struct Quarantined {
+    Extent extent;
+    Tenant* tenant;
+    uint64_t charged;
+    uint64_t session_id;
+    Time until;
+  };
+
+  // Sessions (kv_node.cc).
+  absl::StatusOr<std::shared_ptr<Session>> FindSession(uint64_t id);
+  absl::StatusOr<Tenant*> FindTenant(const std::string& name);
+  std::vector<std::shared_ptr<Session>> AllSessions() const;
+  // `drained`: the client promised that it writes no more.
+  void EndSession(Session* session, bool drained);
+  void ExpireInside(Session* session, Time now);
+  Duration PinTtl(Duration wanted) const;
+  void SetGauges(Time now);
+
+  // Puts (kv_node_put.cc).
+  absl::StatusOr<Reservation> StartOne(Session* session, const kv::PutItem& item, Time now)
+      REQUIRES(session->mu);
+  absl::Status EndOne(Session* session, const kv::PutEndItem& item, Time now);
+  // *consumed: the extent no longer belongs to the reservation.
+  absl::Status CheckAndInsert(Session* session, const Reservation& reservation,
+                              const kv::SliceTable& slices, Time now, bool* consumed);
+  absl::Status VerifyBytes(const Extent& extent, const kv::SliceTable& slices) const;
+  absl::StatusOr<Extent> Reserve(Tenant* tenant, uint32_t size_class, uint64_t bytes,
+                                 const BlockKey& key, Time now);
+  bool MakeRoom(uint32_t size_class, Time now);
+  bool DrainSlabFor(uint32_t size_class);
+  bool EvictOf(Tenant* tenant, Time now);
+  void EvictToWatermark(Time now);
+  void FreeExtent(const Extent& extent, Tenant* tenant, uint64_t charged);
+  void Abandon(const Session& session, const Reservation& reservation, bool drained);
+  void FreeQuarantine(Time now, std::optional<uint64_t> closed_session);
+
+  const KvNodeOptions options_;
+  const absl::Span<uint8_t> arena_;
+  const Clock* const clock_;
+  KvNodeMetrics* const metrics_;
+  const std::unique_ptr<BlockAllocator> allocator_;
+  BlockIndex index_;
+  const uint64_t incarnation_;
+  std::atomic<uint64_t> reserved_bytes_{0};
+
+  mutable Mutex sessions_mu_;
+  absl::flat_hash_map<uint64_t, std::shared_ptr<Session>> sessions_ GUARDED_BY(sessions_mu_);
+  uint64_t session_counter_ GUARDED_BY(sessions_mu_) = 0;
+
+  mutable Mutex tenants_mu_;
+  absl::flat_hash_map<std::string, std::unique_ptr<Tenant>> tenants_ GUARDED_BY(tenants_mu_);
+
+  mutable Mutex quarantine_mu_;
+  std::deque<Quarantined> quarantine_ GUARDED_BY(quarantine_mu_);
+  uint64_t quarantined_bytes_ GUARDED_BY(quarantine_mu_) = 0;
+};
+
+}  // namespace oscarkv

@@ -1,0 +1,337 @@
+// Puts: reserve, check, make visible; room for them; quarantine of the abandoned.
+//
+// Room. A put needs an extent of its size class. When the class has none: first a slab of another
+// class that is mostly empty is emptied by moving its blocks (no block is lost), then a block is
+// evicted, of the class itself, or of the class whose next candidate has rested more than twice as
+// long; there it takes several until a slab's worth is free and can change class. So the classes'
+// shares follow the traffic, and old blocks of a size nobody asks for any more do not sit on their
+// memory for ever.
+#include <algorithm>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "common/crc32c.h"
+#include "common/log.h"
+#include "common/status_macros.h"
+#include "kvstore/core/kv_node.h"
+
+namespace oscarkv {
+namespace {
+
+constexpr int kMaxRoomSteps = 4096;     // evictions and moves that one reservation may cause
+constexpr int kEvictionsPerChoice = 8;  // between two looks for the coldest pool
+
+bool ValidKind(BlockKind kind) {
+  return static_cast<int>(kind) >= 1 && static_cast<int>(kind) <= kNumBlockKinds;
+}
+
+absl::Status CheckSlices(const kv::SliceTable& slices, uint64_t size) {
+  if (slices.lengths.size() != slices.crc32c.size() || slices.lengths.empty() ||
+      slices.lengths.size() > kv::kMaxSlicesPerBlock) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "slice table with ", slices.lengths.size(), " lengths and ", slices.crc32c.size(),
+        " checksums: expected as many, 1..", kv::kMaxSlicesPerBlock));
+  }
+  uint64_t sum = 0;
+  for (uint64_t length : slices.lengths) {
+    if (length == 0 || length > size - sum) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("slice of ", length, " bytes at ", sum, " of a block of ", size));
+    }
+    sum += length;
+  }
+  if (sum == size) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("the slices cover ", sum, " of ", size, " bytes"));
+}
+
+}  // namespace
+
+absl::Status KvNode::Handle(const kv::PutStartRequest& request, kv::PutStartResponse* response) {
+  const size_t n = request.items.size();
+  if (n > kv::kMaxItemsPerCall) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(n, " items in one call: at most ", kv::kMaxItemsPerCall));
+  }
+  ASSIGN_OR_RETURN(const auto session, FindSession(request.session_id));
+  const Time now = clock_->Now();
+  response->statuses.resize(n);
+  response->offsets.resize(n);
+  response->generations.resize(n);
+  MutexLock lock(session->mu);
+  if (session->closed) return absl::UnauthenticatedError("the session was closed: open a new one");
+  for (size_t i = 0; i < n; ++i) {
+    const absl::StatusOr<Reservation> reservation = StartOne(session.get(), request.items[i], now);
+    response->statuses[i] = reservation.status();
+    if (reservation.ok()) {
+      response->offsets[i] = reservation->extent.offset;
+      response->generations[i] = reservation->extent.generation;
+    } else if (metrics_ != nullptr && absl::IsResourceExhausted(reservation.status())) {
+      metrics_->put_refused->Increment();
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Reservation> KvNode::StartOne(Session* session, const kv::PutItem& item, Time now) {
+  if (item.key.empty() || !ValidKind(item.kind) || item.ttl < Duration(0) ||
+      item.parent == item.key) {
+    return absl::InvalidArgumentError(
+        "put item: expected a key, another parent, a kind 1..3 and a ttl of 0 or more");
+  }
+  if (const auto it = session->reservations.find(item.key); it != session->reservations.end()) {
+    Reservation& old = it->second;  // a repeated call
+    if (old.item.size == item.size && old.item.kind == item.kind && old.item.parent == item.parent)
+      return old;
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the session reserved this block with ", old.item.size, " bytes and now asks for ",
+        item.size, ", or differs in kind or parent: revoke first"));
+  }
+  if (index_.Refresh(item.key, item.ttl, now)) return absl::AlreadyExistsError("stored");
+  ASSIGN_OR_RETURN(const uint32_t size_class, allocator_->ClassOf(item.size));
+  Reservation r;
+  r.item = item;
+  r.charged = allocator_->ClassBytes(size_class);
+  ASSIGN_OR_RETURN(r.extent, Reserve(session->tenant, size_class, r.charged, item.key, now));
+  r.started = now;
+  r.expires = now + options_.put_ttl;
+  reserved_bytes_.fetch_add(r.charged, std::memory_order_relaxed);
+  session->reservations[item.key] = r;
+  return r;
+}
+
+absl::StatusOr<Extent> KvNode::Reserve(Tenant* tenant, uint32_t size_class, uint64_t bytes,
+                                       const BlockKey& key, Time now) {
+  const uint64_t quota = options_.tenant_quota_bytes;
+  tenant->used_bytes.fetch_add(bytes, std::memory_order_relaxed);
+  absl::Status refused;
+  for (int step = 0; step < kMaxRoomSteps; ++step) {
+    if (quota > 0 && tenant->used_bytes.load(std::memory_order_relaxed) > quota) {
+      if (EvictOf(tenant, now)) continue;
+      refused = absl::ResourceExhaustedError(
+          absl::StrCat("tenant '", tenant->name, "': its quota of ", quota,
+                       " bytes is full of blocks that may not be evicted"));
+      break;
+    }
+    if (const std::optional<Extent> extent = allocator_->Allocate(size_class, key);
+        extent.has_value())
+      return *extent;
+    if (!MakeRoom(size_class, now)) break;
+  }
+  tenant->used_bytes.fetch_sub(bytes, std::memory_order_relaxed);
+  if (!refused.ok()) return refused;
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "no room for ", bytes, " bytes: what is stored is pinned, being written or in quarantine"));
+}
+
+bool KvNode::MakeRoom(uint32_t size_class, Time now) {
+  if (DrainSlabFor(size_class)) return true;
+  const auto own = index_.ColdestPool([&](const PoolId& p) { return p.size_class == size_class; });
+  const auto other =
+      index_.ColdestPool([&](const PoolId& p) { return p.size_class != size_class; });
+  const bool take_other = other && (!own || now - other->last_use > 2 * (now - own->last_use));
+  if (take_other && index_.EvictOne(other->pool, now)) return true;
+  if (own && index_.EvictOne(own->pool, now)) return true;
+  return other && !take_other && index_.EvictOne(other->pool, now);
+}
+
+bool KvNode::DrainSlabFor(uint32_t size_class) {
+  const std::vector<BlockAllocator::DrainItem> items = allocator_->BeginDrain(size_class);
+  bool moved = !items.empty();
+  for (const auto& item : items) {
+    if (!index_.Relocate(item.owner, item.extent)) {
+      moved = false;
+      break;
+    }
+  }
+  if (!items.empty()) allocator_->EndDrain();
+  return moved;
+}
+
+bool KvNode::EvictOf(Tenant* tenant, Time now) {
+  const auto pool = index_.ColdestPool([&](const PoolId& p) { return p.tenant == tenant->id; });
+  return pool && index_.EvictOne(pool->pool, now);
+}
+
+void KvNode::EvictToWatermark(Time now) {
+  AllocatorUsage usage = allocator_->usage();
+  if (usage.used <= options_.high_watermark * usage.capacity) return;
+  while (usage.used > options_.low_watermark * usage.capacity) {
+    const auto pool = index_.ColdestPool([](const PoolId&) { return true; });
+    if (!pool || !index_.EvictOne(pool->pool, now)) return;
+    for (int i = 1; i < kEvictionsPerChoice; ++i) {
+      usage = allocator_->usage();
+      if (usage.used <= options_.low_watermark * usage.capacity ||
+          !index_.EvictOne(pool->pool, now))
+        break;
+    }
+    usage = allocator_->usage();
+  }
+}
+
+absl::Status KvNode::Handle(const kv::PutEndRequest& request, kv::PutEndResponse* response) {
+  const size_t n = request.items.size();
+  if (n > kv::kMaxItemsPerCall) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(n, " items in one call: at most ", kv::kMaxItemsPerCall));
+  }
+  ASSIGN_OR_RETURN(const auto session, FindSession(request.session_id));
+  response->statuses.reserve(n);
+  const Time now = clock_->Now();
+  for (const kv::PutEndItem& item : request.items)
+    response->statuses.push_back(EndOne(session.get(), item, now));
+  return absl::OkStatus();
+}
+
+absl::Status KvNode::EndOne(Session* session, const kv::PutEndItem& item, Time now) {
+  Reservation reservation;
+  {
+    MutexLock lock(session->mu);
+    const auto it = session->reservations.find(item.key);
+    if (it == session->reservations.end() || it->second.extent.generation != item.generation) {
+      // A repeated PutEnd, or another writer was first: equal keys mean equal bytes.
+      if (index_.Contains(item.key, now)) return absl::OkStatus();
+      return absl::NotFoundError(
+          "no such reservation: it expired, was revoked, or the session ended");
+    }
+    if (it->second.committing)
+      return absl::UnavailableError("another PutEnd of this block is under way: try again");
+    it->second.committing = true;
+    reservation = it->second;
+  }
+  bool consumed = false;
+  const absl::Status status = CheckAndInsert(session, reservation, item.slices, now, &consumed);
+  MutexLock lock(session->mu);
+  const auto it = session->reservations.find(item.key);
+  if (consumed) {
+    reserved_bytes_.fetch_sub(reservation.charged, std::memory_order_relaxed);
+    session->reservations.erase(it);
+    if (metrics_ != nullptr && status.ok()) metrics_->put_committed->Increment();
+  } else if (session->closed) {
+    Abandon(*session, reservation, /*drained=*/false);
+    session->reservations.erase(it);
+  } else {
+    it->second.committing = false;  // the writer may correct it, or revoke
+  }
+  return status;
+}
+
+absl::Status KvNode::CheckAndInsert(Session* session, const Reservation& r,
+                                    const kv::SliceTable& slices, Time now, bool* consumed) {
+  RETURN_IF_ERROR(CheckSlices(slices, r.item.size));
+  if (options_.verify_on_put) {
+    const absl::Status verified = VerifyBytes(r.extent, slices);
+    if (!verified.ok()) {
+      if (metrics_ != nullptr) metrics_->corrupt.With({"put"}).Increment();
+      LogError("put refused: checksum differs",
+               {{"node", options_.name}, {"key", r.item.key.Hex()}, {"client", session->name}});
+      return verified;
+    }
+  }
+  auto block = std::make_unique<Block>();
+  block->key_hash = r.item.key.Prefix64();
+  block->key = r.item.key;
+  block->parent = r.item.parent;
+  block->kind = r.item.kind;
+  block->size = r.item.size;
+  block->charged = r.charged;
+  block->tenant = session->tenant;
+  block->slices = std::make_shared<const kv::SliceTable>(slices);
+  block->extent = r.extent;
+  block->expires = r.item.ttl == Duration(0) ? Time::max() : now + r.item.ttl;
+  const absl::Status inserted = index_.Insert(&block, now);
+  *consumed = block == nullptr;  // also when the index took it and threw it out again
+  if (!absl::IsAlreadyExists(inserted)) return inserted;
+  // The writer finished, so nothing is under way into this copy.
+  FreeExtent(r.extent, session->tenant, r.charged);
+  *consumed = true;
+  return absl::OkStatus();
+}
+
+absl::Status KvNode::VerifyBytes(const Extent& extent, const kv::SliceTable& slices) const {
+  const uint8_t* at = arena_.data() + extent.offset;
+  for (size_t i = 0; i < slices.lengths.size(); ++i) {
+    if (Crc32c(at, slices.lengths[i]) != slices.crc32c[i]) {
+      return absl::DataLossError(
+          absl::StrCat("slice ", i, " of ", slices.lengths[i], " bytes: its checksum differs"));
+    }
+    at += slices.lengths[i];
+  }
+  return absl::OkStatus();
+}
+
+absl::Status KvNode::Handle(const kv::PutRevokeRequest& request, kv::PutRevokeResponse* response) {
+  if (request.keys.size() > kv::kMaxItemsPerCall) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(request.keys.size(), " keys in one call: at most ", kv::kMaxItemsPerCall));
+  }
+  ASSIGN_OR_RETURN(const auto session, FindSession(request.session_id));
+  response->statuses.resize(request.keys.size());
+  MutexLock lock(session->mu);
+  for (size_t i = 0; i < request.keys.size(); ++i) {
+    const auto it = session->reservations.find(request.keys[i]);
+    if (it == session->reservations.end())
+      continue;  // revoked before, expired or committed: nothing is reserved
+    if (it->second.committing) {
+      response->statuses[i] =
+          absl::UnavailableError("a PutEnd of this block is under way: try again");
+      continue;
+    }
+    Abandon(*session, it->second, request.drained);
+    session->reservations.erase(it);
+    if (metrics_ != nullptr) metrics_->put_revoked->Increment();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status KvNode::WriteReserved(uint64_t session_id, const kv::WriteChunk& chunk,
+                                   absl::Span<const uint8_t> data) {
+  ASSIGN_OR_RETURN(const auto session, FindSession(session_id));
+  MutexLock lock(session->mu);
+  const auto it = session->reservations.find(chunk.key);
+  if (it == session->reservations.end() || it->second.extent.generation != chunk.generation ||
+      it->second.committing) {
+    return absl::NotFoundError(
+        "no such reservation: it expired, was revoked or is being committed");
+  }
+  const uint64_t size = it->second.item.size;
+  if (chunk.offset > size || data.size() > size - chunk.offset ||
+      data.size() > kv::kMaxChunkBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("write of ", data.size(), " bytes at ",
+                                                   chunk.offset, " of a block of ", size,
+                                                   ", at most ", kv::kMaxChunkBytes, " at once"));
+  }
+  std::memcpy(arena_.data() + it->second.extent.offset + chunk.offset, data.data(), data.size());
+  return absl::OkStatus();
+}
+
+// --- Quarantine ---
+
+void KvNode::FreeExtent(const Extent& extent, Tenant* tenant, uint64_t charged) {
+  allocator_->Free(extent);
+  tenant->used_bytes.fetch_sub(charged, std::memory_order_relaxed);
+}
+
+void KvNode::Abandon(const Session& session, const Reservation& r, bool drained) {
+  reserved_bytes_.fetch_sub(r.charged, std::memory_order_relaxed);
+  if (drained) return FreeExtent(r.extent, session.tenant, r.charged);
+  MutexLock lock(quarantine_mu_);
+  quarantined_bytes_ += r.charged;
+  quarantine_.push_back(
+      {r.extent, session.tenant, r.charged, session.id, r.started + 2 * options_.put_ttl});
+}
+
+void KvNode::FreeQuarantine(Time now, std::optional<uint64_t> closed_session) {
+  std::vector<Quarantined> due;
+  {
+    MutexLock lock(quarantine_mu_);
+    const auto keep = std::stable_partition(
+        quarantine_.begin(), quarantine_.end(),
+        [&](const Quarantined& q) { return q.until > now && q.session_id != closed_session; });
+    due.assign(keep, quarantine_.end());
+    quarantine_.erase(keep, quarantine_.end());
+    for (const Quarantined& q : due) quarantined_bytes_ -= q.charged;
+  }
+  for (const Quarantined& q : due) FreeExtent(q.extent, q.tenant, q.charged);
+}
+
+}  // namespace oscarkv

@@ -1,0 +1,94 @@
+#include "kvstore/metrics.h"
+
+#include "absl/strings/ascii.h"
+
+namespace oscarkv {
+
+std::string CodeLabel(const absl::Status& status) {
+  return absl::AsciiStrToLower(absl::StatusCodeToString(status.code()));
+}
+
+KvNodeMetrics::KvNodeMetrics(MetricRegistry* r)
+    : bytes(
+          r->AddGauge("oscarkv_kvstore_bytes", "Bytes of stored blocks", {"node", "kind", "tier"})),
+      blocks(r->AddGauge("oscarkv_kvstore_blocks", "Stored blocks", {"node", "kind", "tier"})),
+      capacity(r->AddGauge("oscarkv_kvstore_capacity_bytes", "Memory for blocks", {"node"})),
+      used(r->AddGauge("oscarkv_kvstore_used_bytes",
+                       "Memory taken by blocks, reservations and quarantine, rounding included",
+                       {"node"})),
+      pinned(r->AddGauge("oscarkv_kvstore_pinned_bytes", "Bytes of blocks that a reader has pinned",
+                         {"node"})),
+      reserved(r->AddGauge("oscarkv_kvstore_reserved_bytes",
+                           "Memory reserved by puts that have not ended", {"node"})),
+      quarantined(r->AddGauge(
+          "oscarkv_kvstore_quarantined_bytes",
+          "Memory of abandoned puts that rests because its writer may still write", {"node"})),
+      pins(r->AddGauge("oscarkv_kvstore_pins", "Pins held by sessions", {"node"})),
+      sessions(r->AddGauge("oscarkv_kvstore_sessions", "Open client sessions", {"node"})),
+      tenant_used(r->AddGauge("oscarkv_kvstore_tenant_used_bytes", "Memory charged to a tenant",
+                              {"node", "tenant"})),
+      evictions(r->AddCounter("oscarkv_kvstore_evictions_total", "Blocks evicted", {"kind"})),
+      lookups(r->AddCounter("oscarkv_kvstore_lookups_total", "Blocks looked up by prefix matches",
+                            {"result"})),
+      tokens(r->AddCounter("oscarkv_kvstore_lookup_tokens_total",
+                           "Tokens of the blocks looked up by prefix matches", {"result"})),
+      puts(r->AddCounter("oscarkv_kvstore_puts_total",
+                         "Puts by outcome: committed, revoked, expired, refused", {"outcome"})),
+      corrupt(r->AddCounter(
+          "oscarkv_kvstore_corrupt_blocks_total",
+          "Checksum failures: on put, of a stored block, or only of a reader's copy of it",
+          {"found"})),
+      expired(r->AddCounter("oscarkv_kvstore_expired_total",
+                            "What ended by its TTL: block, pin, session", {"what"})),
+      stream_bytes(r->AddCounter("oscarkv_kvstore_stream_bytes_total",
+                                 "Bytes of blocks that travelled over gRPC streams",
+                                 {"direction"})),
+      calls(r->AddCounter("oscarkv_kvstore_calls_total", "Calls of clients", {"call", "code"})),
+      item_errors(r->AddCounter("oscarkv_kvstore_item_errors_total", "Items of batches that failed",
+                                {"call", "code"})),
+      call_seconds(r->AddHistogram("oscarkv_kvstore_call_seconds", "Time in the handler of a call",
+                                   LatencySecondsBounds(), {"call"})) {
+  for (int k = 0; k < kNumBlockKinds; ++k)
+    evictions_of[k] = &evictions.With({BlockKindName(static_cast<BlockKind>(k + 1))});
+  eviction_age =
+      &r->AddHistogram("oscarkv_kvstore_eviction_age_seconds",
+                       "Time since the last use of evicted blocks",
+                       {0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3600, 10800, 36000, 86400})
+           .GetHistogram();
+  hit_blocks = &lookups.With({"hit"});
+  miss_blocks = &lookups.With({"miss"});
+  hit_tokens = &tokens.With({"hit"});
+  miss_tokens = &tokens.With({"miss"});
+  put_committed = &puts.With({"committed"});
+  put_revoked = &puts.With({"revoked"});
+  put_expired = &puts.With({"expired"});
+  put_refused = &puts.With({"refused"});
+}
+
+KvClientMetrics::KvClientMetrics(MetricRegistry* r)
+    : bytes(r->AddCounter("oscarkv_kvstore_client_bytes_total", "Bytes of blocks moved",
+                          {"direction", "lane", "peer"})),
+      blocks(r->AddCounter("oscarkv_kvstore_client_blocks_total", "Blocks moved",
+                           {"direction", "lane", "peer"})),
+      transfer_seconds(r->AddHistogram("oscarkv_kvstore_client_transfer_seconds",
+                                       "Time of the transfers of one call with one node",
+                                       LatencySecondsBounds(), {"direction", "lane", "peer"})),
+      op_seconds(r->AddHistogram("oscarkv_kvstore_client_op_seconds",
+                                 "Time of match, get, put_start and put_commit calls",
+                                 LatencySecondsBounds(), {"op"})),
+      errors(r->AddCounter("oscarkv_kvstore_client_errors_total", "Items that failed",
+                           {"op", "code"})),
+      matched_tokens(r->AddCounter("oscarkv_kvstore_client_match_tokens_total",
+                                   "Tokens of the blocks asked for by Match", {"result"})),
+      node_up(
+          r->AddGauge("oscarkv_kvstore_client_node_up", "1 while connected to the node", {"peer"})),
+      degraded(r->AddGauge(
+          "oscarkv_kvstore_client_degraded",
+          "1 while blocks of the node travel over gRPC although a transport was configured",
+          {"peer"})),
+      reconnects(r->AddCounter("oscarkv_kvstore_client_reconnects_total",
+                               "Connections made after the first", {"peer"})),
+      aborted_reads(r->AddCounter("oscarkv_kvstore_client_aborted_reads_total",
+                                  "Reads whose pin was lost on the way: the bytes were dropped")) {}
+
+}  // namespace oscarkv

@@ -1,0 +1,74 @@
+// The metrics of the store: of a node and of its clients. The only place for their names.
+#pragma once
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "common/clock.h"
+#include "common/metrics.h"
+#include "kvstore/types.h"
+
+namespace oscarkv {
+
+inline double Seconds(Duration d) {
+  return std::chrono::duration<double>(d).count();
+}
+std::string CodeLabel(const absl::Status& status);  // "ok", "not_found", ...
+
+struct KvNodeMetrics {
+  explicit KvNodeMetrics(MetricRegistry* registry);
+
+  void OnEviction(BlockKind kind, Duration unused_for) {
+    evictions_of[static_cast<int>(kind) - 1]->Increment();
+    eviction_age->Observe(Seconds(unused_for));
+  }
+
+  // Set about every 100 ms by KvNode::Tick. `node` is the endpoint: several nodes may share a
+  // process.
+  MetricFamily& bytes;        // {node, kind, tier}
+  MetricFamily& blocks;       // {node, kind, tier}
+  MetricFamily& capacity;     // {node}
+  MetricFamily& used;         // {node}
+  MetricFamily& pinned;       // {node}
+  MetricFamily& reserved;     // {node}
+  MetricFamily& quarantined;  // {node}
+  MetricFamily& pins;         // {node}
+  MetricFamily& sessions;     // {node}
+  MetricFamily& tenant_used;  // {node, tenant}
+
+  MetricFamily& evictions;     // {kind}
+  MetricFamily& lookups;       // {result}, blocks
+  MetricFamily& tokens;        // {result}
+  MetricFamily& puts;          // {outcome}
+  MetricFamily& corrupt;       // {found}
+  MetricFamily& expired;       // {what}
+  MetricFamily& stream_bytes;  // {direction}
+  MetricFamily& calls;         // {call, code}
+  MetricFamily& item_errors;   // {call, code}
+  MetricFamily& call_seconds;  // {call}
+
+  // Series of hot paths.
+  Metric* evictions_of[kNumBlockKinds];
+  Histogram* eviction_age;
+  Metric *hit_blocks, *miss_blocks, *hit_tokens, *miss_tokens;
+  Metric *put_committed, *put_revoked, *put_expired, *put_refused;
+};
+
+struct KvClientMetrics {
+  explicit KvClientMetrics(MetricRegistry* registry);
+
+  MetricFamily& bytes;   // {direction, lane, peer}
+  MetricFamily& blocks;  // {direction, lane, peer}
+  MetricFamily&
+      transfer_seconds;      // {direction, lane, peer}: of the part of a call that one node serves
+  MetricFamily& op_seconds;  // {op}
+  MetricFamily& errors;      // {op, code}: items
+  MetricFamily& matched_tokens;  // {result}
+  MetricFamily& node_up;         // {peer}
+  MetricFamily& degraded;        // {peer}
+  MetricFamily& reconnects;      // {peer}
+  MetricFamily& aborted_reads;   // {}
+};
+
+}  // namespace oscarkv
