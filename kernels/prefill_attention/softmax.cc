@@ -18,24 +18,60 @@ HWY_BEFORE_NAMESPACE();
 namespace oscarkv::kernels {
 namespace HWY_NAMESPACE {
 
-// Stores the weight in the operand's type and returns it as stored.
-template <class D, class V>
-HWY_INLINE V StoreRounded(D d, V v, float* to) {
-  hn::StoreU(v, d, to);
-  return v;
+// 2^(scale * score - max). FloatWeights and Bf16Weights store them and add them up as stored: two
+// vectors at a time, or one score of the remainder.
+template <int kDegree, class D>
+HWY_INLINE hn::Vec<D> Weight(D d, const float* scores, float scale, float max) {
+  const auto x = hn::MulSub(hn::LoadU(d, scores), hn::Set(d, scale), hn::Set(d, max));
+  return Exp2<kDegree>(d, x);
 }
-template <class D, class V>
-HWY_INLINE V StoreRounded(D d, V v, Bf16* to) {
-  const hn::RebindToUnsigned<D> du;
-  const hn::RebindToSigned<D> di;
-  // Positive and finite: plain round to nearest even.
-  const auto bits = hn::BitCast(du, v);
-  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
-  const auto top = hn::ShiftRight<16>(hn::Add(hn::Add(bits, hn::Set(du, 0x7fff)), odd));
-  hn::StoreU(hn::DemoteTo(hn::Rebind<uint16_t, D>(), hn::BitCast(di, top)),
-             hn::Rebind<uint16_t, D>(), to);
-  return hn::BitCast(d, hn::ShiftLeft<16>(top));
-}
+
+struct FloatWeights {
+  template <class D, class V>
+  static HWY_INLINE void Add2(D d, const float* scores, float scale, float max, float* to, V* s0,
+                              V* s1) {
+    const auto w0 = Weight<6>(d, scores, scale, max);
+    const auto w1 = Weight<6>(d, scores + hn::Lanes(d), scale, max);
+    hn::StoreU(w0, d, to);
+    hn::StoreU(w1, d, to + hn::Lanes(d));
+    *s0 = hn::Add(*s0, w0);
+    *s1 = hn::Add(*s1, w1);
+  }
+  static HWY_INLINE float One(const float* score, float scale, float max, float* to) {
+    const hn::CappedTag<float, 1> d;
+    *to = hn::GetLane(Weight<6>(d, score, scale, max));
+    return *to;
+  }
+};
+
+// Rounded to nearest, ties away from zero: one addition, and the upper halves of two vectors are
+// the stored weights.
+struct Bf16Weights {
+  template <class D, class V>
+  static HWY_INLINE void Add2(D d, const float* scores, float scale, float max, Bf16* to, V* s0,
+                              V* s1) {
+    const hn::RebindToUnsigned<D> du;
+    const auto half = hn::Set(du, 0x8000u), top = hn::Set(du, 0xffff0000u);
+    const auto w0 = hn::Add(hn::BitCast(du, Weight<4>(d, scores, scale, max)), half);
+    const auto w1 = hn::Add(hn::BitCast(du, Weight<4>(d, scores + hn::Lanes(d), scale, max)), half);
+#if HWY_TARGET == HWY_SCALAR  // vectors of one lane have no halves
+    to[0] = static_cast<Bf16>(hn::GetLane(w0) >> 16);
+    to[1] = static_cast<Bf16>(hn::GetLane(w1) >> 16);
+#else
+    const hn::Repartition<uint16_t, D> d16;
+    hn::StoreU(hn::ConcatOdd(d16, hn::BitCast(d16, w1), hn::BitCast(d16, w0)), d16, to);
+#endif
+    *s0 = hn::Add(*s0, hn::BitCast(d, hn::And(w0, top)));
+    *s1 = hn::Add(*s1, hn::BitCast(d, hn::And(w1, top)));
+  }
+  static HWY_INLINE float One(const float* score, float scale, float max, Bf16* to) {
+    const hn::CappedTag<float, 1> d;
+    const hn::RebindToUnsigned<decltype(d)> du;
+    const uint32_t bits = hn::GetLane(hn::BitCast(du, Weight<4>(d, score, scale, max)));
+    *to = static_cast<Bf16>((bits + 0x8000) >> 16);
+    return ToFloat(*to);
+  }
+};
 
 float MaxOf(const float* x, int n) {
   const hn::ScalableTag<float> d;
@@ -55,28 +91,18 @@ float MaxOf(const float* x, int n) {
   return max;
 }
 
-template <typename T>
+template <class Weights, typename T>
 float Step(const float* scores, int valid, int n, float scale, T* weights, SoftmaxState* state) {
-  // With a negative scale the largest product belongs to the smallest score; nobody uses one, and
-  // it would only cost precision.
   const float max = std::max(state->max, MaxOf(scores, valid) * scale);
   const hn::ScalableTag<float> d;
-  const hn::CappedTag<float, 1> one;
   const int lanes = static_cast<int>(hn::Lanes(d));
   auto s0 = hn::Zero(d), s1 = s0;
-  const auto weight = [=](auto tag, int i) HWY_ATTR {
-    return StoreRounded(
-        tag,
-        Exp2(tag, hn::MulSub(hn::LoadU(tag, scores + i), hn::Set(tag, scale), hn::Set(tag, max))),
-        weights + i);
-  };
   int i = 0;
   for (; i + 2 * lanes <= valid; i += 2 * lanes) {
-    s0 = hn::Add(s0, weight(d, i));
-    s1 = hn::Add(s1, weight(d, i + lanes));
+    Weights::Add2(d, scores + i, scale, max, weights + i, &s0, &s1);
   }
   float sum = hn::GetLane(hn::SumOfLanes(d, hn::Add(s0, s1)));
-  for (; i < valid; ++i) sum += hn::GetLane(weight(one, i));
+  for (; i < valid; ++i) sum += Weights::One(scores + i, scale, max, weights + i);
   std::memset(weights + valid, 0, (n - valid) * sizeof(T));
   const float factor = std::exp2(state->max - max);  // 0 at the first step
   state->max = max;
@@ -86,11 +112,11 @@ float Step(const float* scores, int valid, int n, float scale, T* weights, Softm
 
 float StepFloat(const float* scores, int valid, int n, float scale, float* weights,
                 SoftmaxState* state) {
-  return Step(scores, valid, n, scale, weights, state);
+  return Step<FloatWeights>(scores, valid, n, scale, weights, state);
 }
 float StepBf16(const float* scores, int valid, int n, float scale, Bf16* weights,
                SoftmaxState* state) {
-  return Step(scores, valid, n, scale, weights, state);
+  return Step<Bf16Weights>(scores, valid, n, scale, weights, state);
 }
 
 void Scale(float* x, int64_t n, float factor) {

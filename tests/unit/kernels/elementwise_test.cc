@@ -65,17 +65,19 @@ TEST(ElementwiseTest, SiluGate) {
       SiluGate(Backend::kCpu, gate.data(), up.data(), n, gate.data());
       EXPECT_EQ(gate, y) << "in place";
     }
-    // Far out: x and 0, never NaN.
-    const std::vector<float> gate = {0, 100, -100, 3e38f, -3e38f, -88, 88}, up(7, 1.0f);
-    std::vector<float> y = Poisoned(7);
-    SiluGate(Backend::kCpu, gate.data(), up.data(), 7, y.data());
+    // Far out: x and 0. NaN stays NaN.
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    const std::vector<float> gate = {0, 100, -100, 3e38f, -3e38f, -80, 88, nan}, up(8, 1.0f);
+    std::vector<float> y = Poisoned(8);
+    SiluGate(Backend::kCpu, gate.data(), up.data(), 8, y.data());
     EXPECT_EQ(y[0], 0);
     EXPECT_EQ(y[1], 100);
     EXPECT_NEAR(y[2], 0, 1e-35);
     EXPECT_EQ(y[3], 3e38f);
-    EXPECT_NEAR(y[4], 0, 2.0);  // -3e38 / 2^127: the saturated quotient
-    EXPECT_NEAR(y[5], -88 * std::exp(-88.0), 1e-40);
+    EXPECT_NEAR(y[4], 0, 1e-35);
+    EXPECT_NEAR(y[5], -80 * std::exp(-80.0), 1e-38);
     EXPECT_EQ(y[6], 88);
+    EXPECT_TRUE(std::isnan(y[7]));
   });
 }
 

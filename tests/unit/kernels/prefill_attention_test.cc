@@ -2,9 +2,10 @@
 
 #include <gtest/gtest.h>
 
-#include "kernels/gemm/gemm.h"
+#include "kernels/prefill_attention/softmax.h"
 #include "kernels/thread_pool.h"
 #include "tests/unit/kernels/random_data.h"
+#include "tests/unit/kernels/simd_targets.h"
 
 namespace oscarkv::kernels {
 namespace {
@@ -144,6 +145,40 @@ TEST(PrefillTest, HugeScoresStayFinite) {
   const std::vector<float> out = inputs.Run(Backend::kCpu, nullptr);
   EXPECT_LT(WorstRowError(out, inputs.Run(Backend::kRef, nullptr), 128),
             0.02);  // fp32 scores near 1e5 carry 0.01
+}
+
+// One step after another against float64, on every instruction set and for every remainder.
+TEST(SoftmaxTest, StepsMatchFloat64) {
+  ForEachSimdTarget([] {
+    for (const KvType type : {kB, kF}) {
+      RandomData random(12);
+      SoftmaxState state{-std::numeric_limits<float>::infinity(), 0};
+      std::vector<double> seen;  // scale * score of all steps
+      for (const auto& [valid, n] :
+           {std::pair<int, int>{1, 64}, {7, 64}, {64, 64}, {33, 512}, {512, 512}, {65, 128}}) {
+        const std::vector<float> scores = random.Floats(n, 30);
+        const float scale = 0.25f, old_max = state.max;
+        std::vector<float> floats = Poisoned(n);
+        std::vector<Bf16> bf16(n, 0xcdcd);
+        const float factor =
+            SoftmaxStep(scores.data(), valid, n, scale, type,
+                        type == kB ? static_cast<void*>(bf16.data()) : floats.data(), &state);
+        for (int i = 0; i < valid; ++i) seen.push_back(double{scores[i]} * scale);
+        const double max = *std::max_element(seen.begin(), seen.end());
+        EXPECT_EQ(state.max, static_cast<float>(max));
+        EXPECT_NEAR(factor, std::exp2(old_max - max), 1e-6);
+        for (int i = 0; i < n; ++i) {
+          const double expected = i < valid ? std::exp2(double{scores[i]} * scale - max) : 0;
+          const float weight = type == kB ? ToFloat(bf16[i]) : floats[i];
+          ASSERT_NEAR(weight, expected, expected * (type == kB ? 0.004 : 4e-6))
+              << i << " of " << valid;
+        }
+        double sum = 0;
+        for (const double x : seen) sum += std::exp2(x - max);
+        EXPECT_NEAR(state.sum, sum, sum * (type == kB ? 0.004 : 2e-6));
+      }
+    }
+  });
 }
 
 TEST(PrefillTest, Refusals) {
