@@ -36,7 +36,7 @@ struct AttentionMetrics {
                                  "How long the oldest waiting sequence has waited.")
                       .Get()),
         running(registry
-                    ->AddGauge("oscarkv_attention_running",
+                    ->AddGauge("oscarkv_attention_running_sequences",
                                "Sequences being fetched, recomputed or decoded.")
                     .Get()),
         batch_size(registry

@@ -34,7 +34,7 @@ struct PrefillMetrics {
                                  "How long the oldest waiting prompt has waited.")
                       .Get()),
         running(registry
-                    ->AddGauge("oscarkv_prefill_running",
+                    ->AddGauge("oscarkv_prefill_running_prompts",
                                "Prompts being looked up, fetched, computed or stored.")
                     .Get()),
         ttft_part(registry->AddHistogram(

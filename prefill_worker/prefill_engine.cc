@@ -57,12 +57,14 @@ struct PrefillEngine::Sequence {
 };
 
 PrefillEngine::PrefillEngine(const PrefillEngineOptions& options, ModelRunner* runner,
-                             const worker::BlockIo* io, worker::IoPool* pool,
-                             PrefillMetrics* metrics, worker::WorkerMetrics* worker_metrics)
+                             const worker::BlockIo* io, worker::IoPool* fetch_pool,
+                             worker::IoPool* put_pool, PrefillMetrics* metrics,
+                             worker::WorkerMetrics* worker_metrics)
     : options_(options),
       runner_(runner),
       io_(io),
-      pool_(pool),
+      fetch_pool_(fetch_pool),
+      put_pool_(put_pool),
       metrics_(metrics),
       worker_metrics_(worker_metrics) {
   thread_ = std::thread([this] { Loop(); });
@@ -183,7 +185,7 @@ void PrefillEngine::StartQueued() {
     }
     ++seq->pending_io;
     std::vector<BlockKey> chain(seq->names.chain().begin(), seq->names.chain().end());
-    pool_->Run([this, seq, chain = std::move(chain)] {
+    fetch_pool_->Run([this, seq, chain = std::move(chain)] {
       auto matched = io_->client().Match(chain, io_->Deadline());
       mailbox_.Post([this, seq, matched = std::move(matched)] { OnMatched(seq, matched); });
     });
@@ -223,7 +225,7 @@ void PrefillEngine::Fetch(Sequence* seq) {
       blocks.push_back(io_->Window(seq->names, seq->kv, b));
   }
   ++seq->pending_io;
-  pool_->Run([this, seq, blocks = std::move(blocks), cancelled = seq->cancelled] {
+  fetch_pool_->Run([this, seq, blocks = std::move(blocks), cancelled = seq->cancelled] {
     TransferTotals totals;
     auto statuses = io_->Fetch(blocks, *cancelled, &totals);
     mailbox_.Post(
@@ -346,7 +348,7 @@ void PrefillEngine::PutHandover(Sequence* seq) {
 std::shared_ptr<BlockPut> PrefillEngine::StartPut(Sequence* seq, std::vector<StoredBlock> blocks) {
   if (blocks.empty()) return nullptr;
   ++seq->pending_io;
-  return BlockPut::Start(io_, pool_, std::move(blocks), [this, seq](PutOutcome outcome) {
+  return BlockPut::Start(io_, put_pool_, std::move(blocks), [this, seq](PutOutcome outcome) {
     mailbox_.Post([this, seq, outcome = std::move(outcome)] { OnPut(seq, outcome); });
   });
 }

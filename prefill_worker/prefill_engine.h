@@ -65,7 +65,7 @@ class PrefillEngine {
 
   // All pointers outlive the engine. `runner` and the slots are used on the engine's thread only.
   PrefillEngine(const PrefillEngineOptions& options, ModelRunner* runner, const worker::BlockIo* io,
-                worker::IoPool* pool, PrefillMetrics* metrics,
+                worker::IoPool* fetch_pool, worker::IoPool* put_pool, PrefillMetrics* metrics,
                 worker::WorkerMetrics* worker_metrics);
   ~PrefillEngine();
 
@@ -112,7 +112,8 @@ class PrefillEngine {
   const PrefillEngineOptions options_;
   ModelRunner* const runner_;
   const worker::BlockIo* const io_;
-  worker::IoPool* const pool_;
+  worker::IoPool* const fetch_pool_;
+  worker::IoPool* const put_pool_;
   PrefillMetrics* const metrics_;
   worker::WorkerMetrics* const worker_metrics_;
 

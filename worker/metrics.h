@@ -14,7 +14,7 @@ namespace oscarkv::worker {
 // The series of one worker. Thread-safe.
 class WorkerMetrics {
  public:
-  WorkerMetrics(MetricRegistry* registry, std::string role);
+  explicit WorkerMetrics(MetricRegistry* registry, std::string role = "worker");
 
   // Outcome of moving one block; kOk and kAlreadyExists are successes.
   void CountGet(const absl::Status& status);

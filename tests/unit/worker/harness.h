@@ -89,8 +89,8 @@ struct PrefillWorkerUnderTest {
                          int blocks = 128, const Clock* clock = SteadyClock::Get())
       : parts(options, store, pages, blocks, clock),
         metrics(&parts.registry),
-        engine(engine_options, &parts.runner, &parts.io, &parts.put_pool, &metrics,
-               &parts.metrics) {}
+        engine(engine_options, &parts.runner, &parts.io, &parts.fetch_pool, &parts.put_pool,
+               &metrics, &parts.metrics) {}
 
   PrefillJob Job(std::vector<int32_t> tokens) const {
     return {"r", std::move(tokens), {}, "", parts.clock->Now() + std::chrono::hours(1)};

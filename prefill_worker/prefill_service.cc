@@ -1,0 +1,61 @@
+#include "prefill_worker/prefill_service.h"
+
+#include <utility>
+
+#include "common/rpc/status.h"
+#include "prefill_worker/wire.h"
+#include "worker/wire.h"
+
+namespace oscarkv::prefill_worker {
+namespace {
+
+// For a call that came without a deadline.
+constexpr Duration kDefaultDeadline = std::chrono::minutes(10);
+
+// One call. Lives until OnDone, which gRPC calls after Finish; the engine's callback calls Finish
+// exactly once.
+class PrefillReactor final : public grpc::ServerUnaryReactor {
+ public:
+  PrefillReactor(PrefillEngine* engine, PrefillJob job, v1::PrefillResponse* response)
+      : engine_(engine) {
+    auto id =
+        engine->Submit(std::move(job), [this, response](absl::StatusOr<PrefillResult> result) {
+          if (result.ok()) ToWire(*result, response);
+          Finish(rpc::ToGrpc(result.status()));
+        });
+    id_ = id.value_or(0);
+    if (!id.ok()) Finish(rpc::ToGrpc(id.status()));
+  }
+  // gRPC knows of this reactor only after the constructor returned, so id_ is set.
+  void OnCancel() override {
+    if (id_ != 0) engine_->Cancel(id_);
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  PrefillEngine* const engine_;
+  uint64_t id_ = 0;  // 0: refused
+};
+
+}  // namespace
+
+grpc::ServerUnaryReactor* PrefillService::Prefill(grpc::CallbackServerContext* context,
+                                                  const v1::PrefillRequest* request,
+                                                  v1::PrefillResponse* response) {
+  return new PrefillReactor(
+      engine_, FromWire(*request, rpc::DeadlineOf(*context, kDefaultDeadline)), response);
+}
+
+grpc::ServerUnaryReactor* PrefillService::GetInfo(grpc::CallbackServerContext* context,
+                                                  const v1::WorkerInfoRequest*,
+                                                  v1::WorkerInfo* response) {
+  worker::FillInfo(*runtime_, "prefill", response);
+  const WorkerLoad load = engine_->load();
+  response->set_running(load.running);
+  response->set_waiting(load.waiting);
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(grpc::Status::OK);
+  return reactor;
+}
+
+}  // namespace oscarkv::prefill_worker

@@ -1,0 +1,40 @@
+// Options that prefill and attention workers share.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "common/clock.h"
+#include "common/options.h"
+
+namespace oscarkv::worker {
+
+struct WorkerOptions {
+  std::string listen = "127.0.0.1:0";
+  std::string model;
+  std::vector<std::string> nodes;
+  std::string profile = "oscar";
+  std::string prefill_history = "exact";
+  float key_clip = 0.96f;
+  float value_clip = 0.92f;
+  std::string key_rotation;
+  std::string value_rotation;
+  std::string compute = "auto";
+  int threads = 0;
+  std::string data_path = "ucx";
+  std::string ucx_lanes = "auto";
+  std::string ucx_devices;
+  uint64_t page_pool_bytes = 0;
+  uint64_t block_pool_bytes = 0;
+  Duration handover_ttl = std::chrono::seconds(120);
+  Duration store_timeout = std::chrono::seconds(5);
+  int io_threads = 4;
+};
+// Rows for all of them.
+void AddWorkerOptions(OptionTable* table, WorkerOptions* options);
+
+// What a table cannot check: options that must be there, or together.
+absl::Status CheckWorkerOptions(const WorkerOptions& options);
+
+}  // namespace oscarkv::worker

@@ -1,0 +1,129 @@
+#include "worker/runtime.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/log.h"
+#include "common/options.h"
+#include "common/status_macros.h"
+
+namespace oscarkv::worker {
+namespace {
+
+absl::StatusOr<std::shared_ptr<const KvCodec>> BuildCodec(const WorkerOptions& options,
+                                                          const ModelConfig& config) {
+  CodecOptions codec;
+  ASSIGN_OR_RETURN(codec.profile, ParseProfile(options.profile));
+  codec.key_clip = options.key_clip;
+  codec.value_clip = options.value_clip;
+  codec.key_rotation_file = options.key_rotation;
+  codec.value_rotation_file = options.value_rotation;
+  if (codec.profile != Profile::kBf16 && options.key_rotation.empty()) {
+    RETURN_IF_ERROR(FindRotations(options.model, &codec));
+  }
+  return CreateCodec(codec, config.kv_shape());
+}
+
+absl::StatusOr<std::unique_ptr<ModelRunner>> BuildRunner(const WorkerOptions& options,
+                                                         std::shared_ptr<const KvCodec> codec,
+                                                         std::function<void(double)> progress) {
+  TransformerOptions transformer;
+  const bool bf16 =
+      options.compute == "bf16" || (options.compute == "auto" && kernels::HasNativeBf16());
+  transformer.compute = bf16 ? kernels::Compute::kBf16 : kernels::Compute::kFp32;
+  transformer.history =
+      options.prefill_history == "canonical" ? PrefillHistory::kCanonical : PrefillHistory::kExact;
+  const int half = static_cast<int>(std::thread::hardware_concurrency() / 2);
+  transformer.threads = options.threads > 0 ? options.threads : std::max(1, half);
+  transformer.progress = std::move(progress);
+  return LoadTransformer(options.model, std::move(codec), transformer);
+}
+
+absl::StatusOr<std::unique_ptr<KvArena>> BuildArena(const WorkerOptions& options,
+                                                    const kernels::KvShape& shape, bool coded,
+                                                    const PoolDefaults& defaults,
+                                                    Transport* transport) {
+  const uint64_t pages = !coded ? 0
+                         : options.page_pool_bytes == 0
+                             ? defaults.pages
+                             : options.page_pool_bytes / shape.PageBytes();
+  const uint64_t blocks = options.block_pool_bytes == 0
+                              ? defaults.blocks
+                              : options.block_pool_bytes / shape.Bf16BlockBytes();
+  if (blocks == 0 || (coded && pages == 0)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--page-pool and --block-pool must hold at least one of this model's pages (",
+                     FormatBytes(shape.PageBytes()), ") and blocks (",
+                     FormatBytes(shape.Bf16BlockBytes()), ")"));
+  }
+  return KvArena::Create(shape, pages, blocks, transport);
+}
+
+void LogStart(const WorkerRuntime& runtime) {
+  const KvCodec& codec = runtime.runner->codec();
+  if (codec.data_free()) {
+    LogError(
+        "no rotation files beside the model: using a data-free Hadamard rotation, answers will be "
+        "less accurate. Put "
+        "k_rotation_*.pt and v_rotation_*.pt into the model's folder, or name them with "
+        "--key-rotation and --value-rotation");
+  }
+  LogInfo("worker built",
+          {{"model", runtime.model_name},
+           {"codec", codec.Describe()},
+           {"pages", absl::StrCat(runtime.arena->pool().num_pages())},
+           {"blocks", absl::StrCat(runtime.arena->pool().num_blocks())},
+           {"arena", FormatBytes(runtime.arena->bytes())},
+           {"data_path", runtime.transport == nullptr ? "grpc" : runtime.transport->name()}});
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<WorkerRuntime>> BuildRuntime(
+    const WorkerOptions& options, const std::string& role, MetricRegistry* registry,
+    const std::function<PoolDefaults(const ModelConfig&, bool coded)>& defaults,
+    std::function<void(double)> progress) {
+  RETURN_IF_ERROR(CheckWorkerOptions(options));
+  auto runtime = std::make_unique<WorkerRuntime>();
+  const std::filesystem::path folder = std::filesystem::path(options.model).lexically_normal();
+  runtime->model_name = (folder.has_filename() ? folder : folder.parent_path()).filename().string();
+  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(options.model));
+  ASSIGN_OR_RETURN(std::shared_ptr<const KvCodec> codec, BuildCodec(options, config));
+  ASSIGN_OR_RETURN(runtime->model_fingerprint, ModelFingerprint(options.model));
+  ASSIGN_OR_RETURN(runtime->runner, BuildRunner(options, codec, std::move(progress)));
+  if (options.data_path == "ucx") {
+    UcxOptions ucx;
+    ucx.lanes = options.ucx_lanes;
+    ucx.devices = options.ucx_devices;
+    ASSIGN_OR_RETURN(runtime->transport, CreateUcxTransport(ucx, registry));
+  }
+  KvClientOptions client;
+  client.nodes = options.nodes;
+  client.name = role;
+  client.transport = runtime->transport.get();
+  client.metrics = registry;
+  ASSIGN_OR_RETURN(runtime->client, KvClient::Create(client));
+
+  const bool coded = codec->profile() != Profile::kBf16;
+  ASSIGN_OR_RETURN(runtime->arena, BuildArena(options, config.kv_shape(), coded,
+                                              defaults(config, coded), runtime->transport.get()));
+  const BlockIdentity identity{codec->profile(),
+                               runtime->runner->prefill_history() == PrefillHistory::kCanonical,
+                               config.kv_shape(), codec->fingerprint(), runtime->model_fingerprint};
+  runtime->io = std::make_unique<BlockIo>(
+      runtime->client.get(), runtime->arena.get(), identity,
+      BlockIoOptions{options.handover_ttl, options.store_timeout}, SteadyClock::Get());
+  runtime->metrics = std::make_unique<WorkerMetrics>(registry, role);
+  const kernels::KvShape shape = config.kv_shape();
+  runtime->metrics->SetCompression(
+      coded ? static_cast<double>(shape.Bf16BlockBytes()) / shape.PageBytes() : 1);
+  runtime->fetch_pool = std::make_unique<IoPool>(options.io_threads);
+  runtime->put_pool = std::make_unique<IoPool>(options.io_threads);
+  LogStart(*runtime);
+  return runtime;
+}
+
+}  // namespace oscarkv::worker
