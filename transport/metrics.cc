@@ -29,12 +29,11 @@ TransportMetrics::TransportMetrics(MetricRegistry* registry) {
   MetricFamily& malformed =
       registry->AddCounter("oscarkv_transport_malformed_messages_total",
                            "Messages of peers that were dropped as malformed, by lane", {"lane"});
-  degraded_ =
-      &registry
-           ->AddCounter(
-               "oscarkv_transport_degraded_connections_total",
-               "Connections to peers on this host that fell back from shared memory to the network")
-           .Get();
+  degraded_ = &registry
+                   ->AddCounter("oscarkv_transport_degraded_connections_total",
+                                "Connections that fell back to a slower lane than both sides have "
+                                "(on one host: from shared memory to the network)")
+                   .Get();
   for (LaneClass c : {LaneClass::kShm, LaneClass::kRdma, LaneClass::kTcp}) {
     const char* name = LaneClassName(c);
     Lane& lane = lanes_[static_cast<size_t>(c) - 1];

@@ -32,7 +32,7 @@ class TransportMetrics {
     void OnEnd(const Transfer& transfer, Time now) const;
   };
   const Lane& lane(LaneClass lane) const { return lanes_[static_cast<size_t>(lane) - 1]; }
-  // A peer on this host is not reached over shared memory although both sides have it.
+  // Connections that had to use a slower lane than both sides have.
   Metric& degraded() const { return *degraded_; }
 
  private:

@@ -121,6 +121,7 @@ class Node {
 
  private:
   absl::Status AddLane(const LaneChoice& choice);
+  void ReportFallback(const std::vector<std::string>& reasons) const;
   absl::Status MapMemory(Region* region, uint64_t bytes, bool huge_pages);
   absl::Status Export(Region* region);
   absl::StatusOr<std::shared_ptr<LaneConnection>> ConnectOneSided(OneSidedLane* lane,
@@ -304,6 +305,12 @@ absl::StatusOr<std::shared_ptr<LaneConnection>> Node::ConnectOneSided(OneSidedLa
   return lane->Connect(theirs.worker, probe, std::move(liveness));
 }
 
+void Node::ReportFallback(const std::vector<std::string>& reasons) const {
+  metrics_.degraded().Increment();
+  LogWarn("transport: connected, but not over the fastest lane",
+          {{"failed", absl::StrJoin(reasons, "; ")}});
+}
+
 absl::StatusOr<std::shared_ptr<LaneConnection>> Node::Connect(const NodeAddress& peer,
                                                               Time deadline) {
   const bool same_host = peer.host == host_;
@@ -315,18 +322,21 @@ absl::StatusOr<std::shared_ptr<LaneConnection>> Node::Connect(const NodeAddress&
                      [lane_class](const LaneAddress& l) { return l.lane == lane_class; });
     if (theirs == peer.lanes.end()) continue;
     names.emplace_back(LaneClassName(lane_class));
-    if (lane_class == LaneClass::kTcp) {
-      if (tcp_ != nullptr) return tcp_->Connect(theirs->worker, peer.secret, deadline);
-      continue;
+    if (lane_class == LaneClass::kTcp && tcp_ != nullptr) {
+      auto connection = tcp_->Connect(theirs->worker, peer.secret, deadline);
+      if (connection.ok() && !reasons.empty()) ReportFallback(reasons);
+      if (connection.ok()) return connection;
+      reasons.push_back(absl::StrCat("tcp: ", connection.status().message()));
+      if (absl::IsDeadlineExceeded(connection.status())) return connection.status();
     }
-    OneSidedLane* lane = lane_class == LaneClass::kShm ? shm_.get() : rdma_.get();
+    OneSidedLane* lane = lane_class == LaneClass::kShm    ? shm_.get()
+                         : lane_class == LaneClass::kRdma ? rdma_.get()
+                                                          : nullptr;
     if (lane == nullptr || (lane_class == LaneClass::kShm && !same_host)) continue;
     auto connection = ConnectOneSided(lane, *theirs, peer.instance);
+    if (connection.ok() && !reasons.empty()) ReportFallback(reasons);
     if (connection.ok()) return connection;
     reasons.push_back(absl::StrCat(LaneClassName(lane_class), ": ", connection.status().message()));
-    if (lane_class == LaneClass::kShm) metrics_.degraded().Increment();
-    LogWarn("transport: the fastest lane to the peer does not work, trying the next",
-            {{"lane", LaneClassName(lane_class)}, {"error", connection.status().ToString()}});
   }
   return absl::UnavailableError(absl::StrCat(
       "no lane to the peer works; ours: ", lane_names_, "; the peer's: ", absl::StrJoin(names, ","),
