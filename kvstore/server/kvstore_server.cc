@@ -1,0 +1,218 @@
+#include "kvstore/server/kvstore_server.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <sys/mman.h>
+
+#include <atomic>
+#include <cstring>
+#include <random>
+#include <thread>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "common/log.h"
+#include "common/mutex.h"
+#include "common/status_macros.h"
+#include "kvstore/core/kv_node.h"
+#include "kvstore/server/kvstore_service.h"
+
+namespace oscarkv {
+namespace {
+
+constexpr int kMaxMessageBytes = 64 << 20;
+constexpr Duration kTickEvery = std::chrono::milliseconds(100);
+
+// The arena of a node without a transport.
+class HostArena {
+ public:
+  static absl::StatusOr<std::unique_ptr<HostArena>> Map(uint64_t bytes, bool huge_pages) {
+    constexpr uint64_t kHuge = 2 << 20;
+    const uint64_t rounded = (bytes + kHuge - 1) / kHuge * kHuge;
+    constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void* memory = MAP_FAILED;
+    if (huge_pages)
+      memory = mmap(nullptr, rounded, PROT_READ | PROT_WRITE, kFlags | MAP_HUGETLB, -1, 0);
+    if (memory == MAP_FAILED) {
+      memory = mmap(nullptr, rounded, PROT_READ | PROT_WRITE, kFlags, -1, 0);
+      if (memory != MAP_FAILED && huge_pages) madvise(memory, rounded, MADV_HUGEPAGE);
+    }
+    if (memory == MAP_FAILED) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("--capacity=", bytes, ": cannot map memory: ", std::strerror(errno)));
+    }
+    return std::unique_ptr<HostArena>(new HostArena(static_cast<uint8_t*>(memory), bytes, rounded));
+  }
+  ~HostArena() { munmap(data_, mapped_); }
+  HostArena(const HostArena&) = delete;
+  HostArena& operator=(const HostArena&) = delete;
+  absl::Span<uint8_t> span() const { return {data_, bytes_}; }
+
+ private:
+  HostArena(uint8_t* data, uint64_t bytes, uint64_t mapped)
+      : data_(data), bytes_(bytes), mapped_(mapped) {}
+  uint8_t* const data_;
+  const uint64_t bytes_, mapped_;
+};
+
+// Calls Tick until it is destroyed.
+class Ticker {
+ public:
+  explicit Ticker(KvNode* node) : thread_([this, node] { Run(node); }) {}
+  ~Ticker() {
+    {
+      MutexLock lock(mu_);
+      stop_ = true;
+      changed_.NotifyAll();
+    }
+    thread_.join();
+  }
+
+ private:
+  void Run(KvNode* node) {
+    for (;;) {
+      node->Tick();
+      const Time next = SteadyClock::Get()->Now() + kTickEvery;
+      MutexLock lock(mu_);
+      while (!stop_ && changed_.WaitUntil(mu_, next)) {
+      }
+      if (stop_) return;
+    }
+  }
+  Mutex mu_;
+  CondVar changed_;
+  bool stop_ GUARDED_BY(mu_) = false;
+  std::thread thread_;  // last: starts when the rest is there
+};
+
+uint64_t RandomSeed() {
+  std::random_device device;
+  return uint64_t{device()} << 32 | device();
+}
+
+std::string NodeName(const KvStoreServerOptions& o) {
+  static std::atomic<int> unnamed{0};  // several nodes of one process must differ in their metrics
+  if (!o.name.empty()) return o.name;
+  return absl::EndsWith(o.listen, ":0") ? absl::StrCat("kvstore-", unnamed++) : o.listen;
+}
+
+absl::StatusOr<KvNodeOptions> NodeOptions(const KvStoreServerOptions& o) {
+  KvNodeOptions n;
+  n.name = NodeName(o);
+  ASSIGN_OR_RETURN(n.eviction, ParseEvictionKind(o.eviction));
+  n.high_watermark = o.high_watermark;
+  n.low_watermark = o.low_watermark;
+  n.slab_bytes = o.slab_bytes;
+  n.tenant_quota_bytes = o.tenant_quota;
+  n.session_ttl = o.session_ttl;
+  n.max_pin_ttl = o.pin_ttl;
+  n.put_ttl = o.put_ttl;
+  n.verify_on_put = o.verify_on_put;
+  n.seed = RandomSeed();
+  return n;
+}
+
+}  // namespace
+
+// Destroyed from the last member to the first: no call, no tick reaches what is gone.
+struct KvStoreServer::Impl {
+  std::unique_ptr<Transport> owned_transport;
+  std::unique_ptr<KvNodeMetrics> metrics;
+  std::unique_ptr<MemoryRegion> region;  // one of these two is the arena
+  std::unique_ptr<HostArena> host_arena;
+  std::unique_ptr<KvNode> node;
+  std::unique_ptr<KvStoreService> service;
+  std::unique_ptr<Ticker> ticker;
+  std::unique_ptr<grpc::Server> server;
+  int port = 0;
+};
+
+KvStoreServer::KvStoreServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+KvStoreServer::~KvStoreServer() {
+  Shutdown();
+}
+int KvStoreServer::port() const {
+  return impl_->port;
+}
+
+absl::StatusOr<std::unique_ptr<KvStoreServer>> KvStoreServer::Start(
+    const KvStoreServerOptions& options, MetricRegistry* registry) {
+  if (options.data_path != "ucx") return Start(options, nullptr, nullptr, registry);
+  UcxOptions ucx;
+  ucx.lanes = options.ucx_lanes;
+  ucx.devices = options.ucx_devices;
+  ASSIGN_OR_RETURN(std::unique_ptr<Transport> transport, CreateUcxTransport(ucx, registry));
+  Transport* const used = transport.get();
+  return Start(options, std::move(transport), used, registry);
+}
+
+absl::StatusOr<std::unique_ptr<KvStoreServer>> KvStoreServer::Start(
+    const KvStoreServerOptions& options, Transport* transport, MetricRegistry* registry) {
+  return Start(options, nullptr, transport, registry);
+}
+
+absl::StatusOr<std::unique_ptr<KvStoreServer>> KvStoreServer::Start(
+    const KvStoreServerOptions& options, std::unique_ptr<Transport> owned, Transport* transport,
+    MetricRegistry* registry) {
+  RETURN_IF_ERROR(CheckOptions(options));
+  ASSIGN_OR_RETURN(KvNodeOptions node_options, NodeOptions(options));
+  auto impl = std::make_unique<Impl>();
+  impl->owned_transport = std::move(owned);
+  absl::Span<uint8_t> arena;
+  if (transport != nullptr) {
+    ASSIGN_OR_RETURN(impl->region, transport->Allocate(options.capacity, options.huge_pages));
+    arena = impl->region->span();
+    node_options.transport_name = transport->name();
+    node_options.transport_address = transport->Address();
+    node_options.exported_arena = impl->region->Export();
+  } else {
+    ASSIGN_OR_RETURN(impl->host_arena, HostArena::Map(options.capacity, options.huge_pages));
+    arena = impl->host_arena->span();
+  }
+  if (registry != nullptr) impl->metrics = std::make_unique<KvNodeMetrics>(registry);
+  impl->node =
+      std::make_unique<KvNode>(node_options, arena, SteadyClock::Get(), impl->metrics.get());
+  impl->service = std::make_unique<KvStoreService>(impl->node.get(), impl->metrics.get());
+  impl->ticker = std::make_unique<Ticker>(impl->node.get());
+
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ServerBuilder builder;
+  builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &impl->port);
+  builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
+  builder.SetMaxSendMessageSize(kMaxMessageBytes);
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT,
+                             0);  // a second node on the same port is an error
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+                             5'000);  // clients ping every 10 s
+  builder.RegisterService(impl->service.get());
+  impl->server = builder.BuildAndStart();
+  if (impl->server == nullptr || impl->port == 0) {
+    return absl::UnavailableError(absl::StrCat("cannot listen on ", options.listen,
+                                               ": the address is in use or not this machine's"));
+  }
+  LogInfo("kvstore node is up",
+          {{"node", node_options.name},
+           {"port", absl::StrCat(impl->port)},
+           {"capacity", FormatBytes(arena.size())},
+           {"transport", transport == nullptr ? "none" : node_options.transport_name}});
+  return std::unique_ptr<KvStoreServer>(new KvStoreServer(std::move(impl)));
+}
+
+void KvStoreServer::Shutdown() {
+  if (impl_->server == nullptr) return;
+  impl_->server->GetHealthCheckService()->SetServingStatus(false);
+  impl_->server->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
+  impl_->server->Wait();
+  impl_->server.reset();
+  impl_->ticker.reset();
+  impl_->service.reset();
+  impl_->node.reset();
+  impl_->region.reset();
+  impl_->host_arena.reset();
+}
+
+}  // namespace oscarkv

@@ -1,0 +1,183 @@
+#include "kvstore/server/kvstore_service.h"
+
+#include <algorithm>
+#include <memory>
+
+#include "absl/container/flat_hash_map.h"
+#include "common/rpc/status.h"
+#include "kvstore/adapter.h"
+
+namespace oscarkv {
+namespace {
+
+constexpr uint64_t kStreamChunkBytes = 512 << 10;
+constexpr size_t kMaxWriteErrors = kv::kMaxItemsPerCall;
+
+Time Now() {
+  return SteadyClock::Get()->Now();
+}
+
+// Items that failed, for responses that have items.
+template <typename Response>
+void CountItemErrors(KvNodeMetrics* metrics, absl::string_view call, const Response& response) {
+  if constexpr (requires { response.statuses; }) {
+    for (const absl::Status& s : response.statuses) {
+      if (!s.ok() && !absl::IsAlreadyExists(s) && !absl::IsNotFound(s))
+        metrics->item_errors.With({call, CodeLabel(s)}).Increment();
+    }
+  }
+}
+
+// Sends pieces of pinned blocks in chunks.
+class ReadReactor final : public grpc::ServerWriteReactor<v1::ReadBlocksResponse> {
+ public:
+  ReadReactor(KvNode* node, KvNodeMetrics* metrics, const v1::ReadBlocksRequest& request)
+      : node_(node), metrics_(metrics), session_id_(request.session_id()) {
+    const absl::Status checked = FromProto(request, &pieces_);
+    if (checked.ok()) {
+      Next();
+    } else {
+      Finish(rpc::ToGrpc(checked));
+    }
+  }
+  void OnWriteDone(bool ok) override {
+    if (ok) return Next();
+    Finish(grpc::Status(grpc::StatusCode::CANCELLED, "the reader went away"));
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  void Next() {
+    while (piece_ < pieces_.size() && at_ == pieces_[piece_].length) {
+      ++piece_;
+      at_ = 0;
+    }
+    if (piece_ == pieces_.size()) return Finish(grpc::Status::OK);
+    const kv::ReadPiece& p = pieces_[piece_];
+    const uint64_t length = std::min(kStreamChunkBytes, p.length - at_);
+    chunk_.set_piece(piece_);
+    chunk_.set_offset(at_);
+    chunk_.mutable_data()->resize(length);
+    const absl::Status read =
+        node_->ReadPinned(session_id_, {p.pin_id, p.offset + at_, length},
+                          reinterpret_cast<uint8_t*>(chunk_.mutable_data()->data()));
+    if (!read.ok()) return Finish(rpc::ToGrpc(read));
+    at_ += length;
+    if (metrics_ != nullptr) metrics_->stream_bytes.With({"read"}).Add(length);
+    StartWrite(&chunk_);
+  }
+
+  KvNode* const node_;
+  KvNodeMetrics* const metrics_;
+  const uint64_t session_id_;
+  std::vector<kv::ReadPiece> pieces_;
+  size_t piece_ = 0;
+  uint64_t at_ = 0;  // in the piece
+  v1::ReadBlocksResponse chunk_;
+};
+
+// Receives chunks of reserved blocks. What the node refuses is reported per block, the others go
+// on.
+class WriteReactor final : public grpc::ServerReadReactor<v1::WriteBlocksRequest> {
+ public:
+  WriteReactor(KvNode* node, KvNodeMetrics* metrics, v1::WriteBlocksResponse* response)
+      : node_(node), metrics_(metrics), response_(response) {
+    StartRead(&chunk_);
+  }
+  void OnReadDone(bool ok) override {
+    if (!ok) return Conclude();
+    kv::WriteChunk chunk;
+    const absl::Status checked = FromProto(chunk_, &chunk);
+    if (!checked.ok()) return Finish(rpc::ToGrpc(checked));
+    const absl::string_view data = chunk_.data();
+    const absl::Status written = node_->WriteReserved(
+        chunk_.session_id(), chunk, {reinterpret_cast<const uint8_t*>(data.data()), data.size()});
+    if (absl::IsUnauthenticated(written)) return Finish(rpc::ToGrpc(written));
+    if (written.ok()) {
+      response_->set_bytes(response_->bytes() + data.size());
+      if (metrics_ != nullptr) metrics_->stream_bytes.With({"write"}).Add(data.size());
+    } else if (errors_.size() < kMaxWriteErrors) {
+      errors_.try_emplace(chunk.key, written);
+    }
+    StartRead(&chunk_);
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  void Conclude() {
+    for (const auto& [key, status] : errors_) {
+      v1::WriteError* error = response_->add_errors();
+      KeyToProto(key, error->mutable_key());
+      error->set_code(static_cast<uint32_t>(status.code()));
+      error->set_message(std::string(status.message()));
+    }
+    Finish(grpc::Status::OK);
+  }
+
+  KvNode* const node_;
+  KvNodeMetrics* const metrics_;
+  v1::WriteBlocksResponse* const response_;
+  v1::WriteBlocksRequest chunk_;
+  absl::flat_hash_map<BlockKey, absl::Status> errors_;  // the first of each block
+};
+
+}  // namespace
+
+template <typename Native, typename ProtoRequest, typename ProtoResponse>
+grpc::ServerUnaryReactor* KvStoreService::Unary(absl::string_view call,
+                                                grpc::CallbackServerContext* context,
+                                                const ProtoRequest& request,
+                                                ProtoResponse* response) {
+  const Time started = Now();
+  Native native;
+  typename Native::Response answer;
+  absl::Status status = FromProto(request, &native);
+  if (status.ok()) status = node_->Handle(native, &answer);
+  if (status.ok()) {
+    ToProto(answer, response);
+    if (metrics_ != nullptr) CountItemErrors(metrics_, call, answer);
+  }
+  Record(call, status, started);
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(rpc::ToGrpc(status));
+  return reactor;
+}
+
+void KvStoreService::Record(absl::string_view call, const absl::Status& status, Time started) {
+  if (metrics_ == nullptr) return;
+  metrics_->calls.With({call, CodeLabel(status)}).Increment();
+  metrics_->call_seconds.HistogramWith({call}).Observe(Seconds(Now() - started));
+}
+
+#define OSCARKV_HANDLER(Name)                                                          \
+  grpc::ServerUnaryReactor* KvStoreService::Name(grpc::CallbackServerContext* context, \
+                                                 const v1::Name##Request* request,     \
+                                                 v1::Name##Response* response) {       \
+    return Unary<kv::Name##Request>(#Name, context, *request, response);               \
+  }
+OSCARKV_HANDLER(OpenSession)
+OSCARKV_HANDLER(KeepAlive)
+OSCARKV_HANDLER(CloseSession)
+OSCARKV_HANDLER(MatchPrefix)
+OSCARKV_HANDLER(Exists)
+OSCARKV_HANDLER(GetStart)
+OSCARKV_HANDLER(RenewPins)
+OSCARKV_HANDLER(Release)
+OSCARKV_HANDLER(PutStart)
+OSCARKV_HANDLER(PutEnd)
+OSCARKV_HANDLER(PutRevoke)
+OSCARKV_HANDLER(Erase)
+OSCARKV_HANDLER(Stats)
+#undef OSCARKV_HANDLER
+
+grpc::ServerWriteReactor<v1::ReadBlocksResponse>* KvStoreService::ReadBlocks(
+    grpc::CallbackServerContext* context, const v1::ReadBlocksRequest* request) {
+  return new ReadReactor(node_, metrics_, *request);
+}
+
+grpc::ServerReadReactor<v1::WriteBlocksRequest>* KvStoreService::WriteBlocks(
+    grpc::CallbackServerContext* context, v1::WriteBlocksResponse* response) {
+  return new WriteReactor(node_, metrics_, response);
+}
+
+}  // namespace oscarkv

@@ -1,0 +1,63 @@
+#include "kvstore/server/options.h"
+
+#include "absl/strings/str_cat.h"
+
+namespace oscarkv {
+
+void AddOptions(OptionTable* table, KvStoreServerOptions* o) {
+  using std::chrono::hours;
+  using std::chrono::milliseconds;
+  using std::chrono::minutes;
+  using std::chrono::seconds;
+  table->AddString("listen", &o->listen, "HOST:PORT",
+                   "Address of the gRPC server; port 0 picks a free one");
+  table->AddString("name", &o->name, "NAME",
+                   "Name of the node in metrics and logs; empty: the listen address");
+  table->AddBytes("capacity", &o->capacity, 1 << 20, uint64_t{1} << 50, "Memory for blocks");
+  table->AddBool("huge-pages", &o->huge_pages,
+                 "Ask for huge pages for that memory; without them it works too");
+  table->AddBytes("slab", &o->slab_bytes, 0, uint64_t{1} << 40,
+                  "Unit in which block sizes get memory, at least the largest block; 0: 1/64 of "
+                  "the capacity, 1 MiB to 64 MiB");
+  table->AddBytes(
+      "tenant-quota", &o->tenant_quota, 0, uint64_t{1} << 50,
+      "Memory that one tenant may fill; beyond it its own blocks are evicted; 0: no limit");
+  table->AddChoice("eviction", &o->eviction, {"s3fifo", "lru"},
+                   "Which blocks go first when memory is short");
+  table->AddFloat("high-watermark", &o->high_watermark, 0.1, 1,
+                  "Share of the capacity above which blocks are evicted ahead of need");
+  table->AddFloat("low-watermark", &o->low_watermark, 0.05, 1,
+                  "Share of the capacity down to which they are evicted");
+  table->AddDuration("session-ttl", &o->session_ttl, milliseconds(100), minutes(10),
+                     "A client that is silent for so long loses its pins and reservations");
+  table->AddDuration("pin-ttl", &o->pin_ttl, milliseconds(100), hours(1),
+                     "Longest time that a pin holds without renewal");
+  table->AddDuration("put-ttl", &o->put_ttl, milliseconds(100), hours(1),
+                     "A put that does not end within this is abandoned");
+  table->AddBool("verify-on-put", &o->verify_on_put,
+                 "Check the checksums of blocks when a put ends; readers check them always");
+  table->AddChoice("data-path", &o->data_path, {"ucx", "grpc"},
+                   "How blocks travel: by UCX where the client can, or only by gRPC");
+  table->AddString("ucx-lanes", &o->ucx_lanes, "LIST",
+                   "Lanes of the ucx data path: auto, shm, tcp, rdma, or a list as in UCX_TLS");
+  table->AddString("ucx-devices", &o->ucx_devices, "LIST",
+                   "Devices of the ucx data path, as in UCX_NET_DEVICES; empty: all");
+}
+
+absl::Status CheckOptions(const KvStoreServerOptions& o) {
+  if (o.listen.rfind(':') == std::string::npos) {
+    return absl::InvalidArgumentError(absl::StrCat("--listen=", o.listen, ": expected HOST:PORT"));
+  }
+  if (o.low_watermark >= o.high_watermark) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--low-watermark=", o.low_watermark,
+                     ": expected less than --high-watermark=", o.high_watermark));
+  }
+  if (o.slab_bytes != 0 && (o.slab_bytes > o.capacity || o.slab_bytes % 4096 != 0)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--slab=", o.slab_bytes, ": expected 0 or a multiple of 4096 up to --capacity"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace oscarkv
