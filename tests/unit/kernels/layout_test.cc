@@ -13,7 +13,8 @@ class LayoutTest : public testing::TestWithParam<std::tuple<int, Side>> {};
 
 // The 2-bit cells of one side are covered exactly once.
 TEST_P(LayoutTest, CodesFillTheSide) {
-  const auto [d, side] = GetParam();
+  const int d = std::get<0>(GetParam());
+  const Side side = std::get<1>(GetParam());
   std::set<std::pair<int, int>> cells;
   for (int token = 0; token < kPageTokens; ++token) {
     for (int channel = 0; channel < d; ++channel) {
@@ -31,7 +32,8 @@ TEST_P(LayoutTest, CodesFillTheSide) {
 
 // The four codes of a packed byte share a byte of the page, at bits 0, 2, 4, 6.
 TEST_P(LayoutTest, PackedBytesKeepTheirBits) {
-  const auto [d, side] = GetParam();
+  const int d = std::get<0>(GetParam());
+  const Side side = std::get<1>(GetParam());
   const uint16_t* order = PackedByteOrder(side, d);
   std::set<int> places;
   for (int token = 0; token < kPageTokens; ++token) {

@@ -220,8 +220,9 @@ INSTANTIATE_TEST_SUITE_P(Sides, Q2EncodeShapes,
                                           testing::Values(Side::kKey, Side::kValue)));
 
 TEST_P(Q2EncodeShapes, CpuGivesTheBytesOfRef) {
-  const auto [d, side] = GetParam();
-  ForEachSimdTarget([&, d = d, side = side] {
+  const int d = std::get<0>(GetParam());
+  const Side side = std::get<1>(GetParam());
+  ForEachSimdTarget([&] {
     RandomData random(9);
     for (const RowKind& kind : RowKinds()) {
       const std::vector<Bf16> rows = ToBf16s(kind.make(random, d));
@@ -274,8 +275,9 @@ std::vector<float> Orthogonal(RandomData& random, int d) {
 }
 
 TEST_P(Q2EncodeShapes, Transform) {
-  const auto [d, side] = GetParam();
-  ForEachSimdTarget([&, d = d, side = side] {
+  const int d = std::get<0>(GetParam());
+  const Side side = std::get<1>(GetParam());
+  ForEachSimdTarget([&] {
     RandomData random(33);
     const std::vector<float> matrix = Orthogonal(random, d);
     const int stride = d + 24;
@@ -312,8 +314,9 @@ TEST_P(Q2EncodeShapes, Transform) {
 }
 
 TEST_P(Q2EncodeShapes, NonFiniteRowsAreRefused) {
-  const auto [d, side] = GetParam();
-  ForEachSimdTarget([&, d = d, side = side] {
+  const int d = std::get<0>(GetParam());
+  const Side side = std::get<1>(GetParam());
+  ForEachSimdTarget([&] {
     RandomData random(1);
     const std::vector<float> matrix = Orthogonal(random, d);
     const std::vector<Bf16> good = random.Bf16s(64 * d);
@@ -334,7 +337,8 @@ TEST_P(Q2EncodeShapes, NonFiniteRowsAreRefused) {
 }
 
 TEST_P(Q2EncodeShapes, Decode) {
-  const auto [d, side] = GetParam();
+  const int d = std::get<0>(GetParam());
+  const Side side = std::get<1>(GetParam());
   RandomData random(4);
   // Any bytes decode; fp16 Inf and NaN in the planes are left out, the encoder never writes them.
   std::vector<uint8_t> page(PageHeadBytes(d));
@@ -354,7 +358,7 @@ TEST_P(Q2EncodeShapes, Decode) {
       ASSERT_EQ(expected[t * d + c], static_cast<float>(double{plane(0, t)} * code + plane(1, t)));
     }
   }
-  ForEachSimdTarget([&, d = d, side = side] {
+  ForEachSimdTarget([&] {
     std::vector<float> rows = Poisoned(64 * d);
     DecodePageHead(Backend::kCpu, d, side, page.data(), rows.data());
     EXPECT_EQ(rows, expected);
