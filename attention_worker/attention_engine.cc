@@ -29,13 +29,13 @@ double Seconds(Duration d) {
 
 AttentionEngine::AttentionEngine(const AttentionEngineOptions& options, ModelRunner* runner,
                                  const worker::BlockIo* io, worker::IoPool* fetch_pool,
-                                 worker::IoPool* put_pool, AttentionMetrics* metrics,
+                                 worker::BlockPutter* putter, AttentionMetrics* metrics,
                                  worker::WorkerMetrics* worker_metrics)
     : options_(options),
       runner_(runner),
       io_(io),
       fetch_pool_(fetch_pool),
-      put_pool_(put_pool),
+      putter_(putter),
       metrics_(metrics),
       worker_metrics_(worker_metrics) {
   thread_ = std::thread([this] { Loop(); });
@@ -275,10 +275,14 @@ void AttentionEngine::PutBlocks(Sequence* seq, absl::Span<const int> mains,
   ++seq->puts_in_flight;
   std::vector<int> reading(windows.begin(), windows.end());
   seq->window_puts.insert(reading.begin(), reading.end());
-  BlockPut::Start(io_, put_pool_, std::move(blocks), [this, seq, reading](PutOutcome outcome) {
-    mailbox_.Post(
-        [this, seq, reading, outcome = std::move(outcome)] { OnPut(seq, outcome, reading); });
-  })->AllReady();
+  putter_
+      ->Start(std::move(blocks),
+              [this, seq, reading](PutOutcome outcome) {
+                mailbox_.Post([this, seq, reading, outcome = std::move(outcome)] {
+                  OnPut(seq, outcome, reading);
+                });
+              })
+      ->AllReady();
 }
 
 void AttentionEngine::OnPut(Sequence* seq, const PutOutcome& outcome,

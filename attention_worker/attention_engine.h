@@ -42,8 +42,9 @@ class AttentionEngine {
  public:
   // All pointers outlive the engine. `runner` and the slots are used on the engine's thread only.
   AttentionEngine(const AttentionEngineOptions& options, ModelRunner* runner,
-                  const worker::BlockIo* io, worker::IoPool* fetch_pool, worker::IoPool* put_pool,
-                  AttentionMetrics* metrics, worker::WorkerMetrics* worker_metrics);
+                  const worker::BlockIo* io, worker::IoPool* fetch_pool,
+                  worker::BlockPutter* putter, AttentionMetrics* metrics,
+                  worker::WorkerMetrics* worker_metrics);
   ~AttentionEngine();
 
   // kInvalidArgument: a bad field of the job; kResourceExhausted: the queue is full, or the
@@ -106,7 +107,7 @@ class AttentionEngine {
   ModelRunner* const runner_;
   const worker::BlockIo* const io_;
   worker::IoPool* const fetch_pool_;
-  worker::IoPool* const put_pool_;
+  worker::BlockPutter* const putter_;
   AttentionMetrics* const metrics_;
   worker::WorkerMetrics* const worker_metrics_;
 

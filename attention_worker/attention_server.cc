@@ -65,7 +65,7 @@ absl::StatusOr<std::unique_ptr<AttentionServer>> AttentionServer::Start(
   impl->metrics = std::make_unique<AttentionMetrics>(metrics);
   worker::WorkerRuntime& runtime = *impl->runtime;
   impl->engine = std::make_unique<AttentionEngine>(engine, runtime.runner.get(), runtime.io.get(),
-                                                   runtime.fetch_pool.get(), runtime.put_pool.get(),
+                                                   runtime.fetch_pool.get(), runtime.putter.get(),
                                                    impl->metrics.get(), runtime.metrics.get());
   impl->service = std::make_unique<AttentionService>(impl->engine.get(), impl->runtime.get());
   ASSIGN_OR_RETURN(impl->server,

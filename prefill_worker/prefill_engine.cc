@@ -58,13 +58,13 @@ struct PrefillEngine::Sequence {
 
 PrefillEngine::PrefillEngine(const PrefillEngineOptions& options, ModelRunner* runner,
                              const worker::BlockIo* io, worker::IoPool* fetch_pool,
-                             worker::IoPool* put_pool, PrefillMetrics* metrics,
+                             worker::BlockPutter* putter, PrefillMetrics* metrics,
                              worker::WorkerMetrics* worker_metrics)
     : options_(options),
       runner_(runner),
       io_(io),
       fetch_pool_(fetch_pool),
-      put_pool_(put_pool),
+      putter_(putter),
       metrics_(metrics),
       worker_metrics_(worker_metrics) {
   thread_ = std::thread([this] { Loop(); });
@@ -348,7 +348,7 @@ void PrefillEngine::PutHandover(Sequence* seq) {
 std::shared_ptr<BlockPut> PrefillEngine::StartPut(Sequence* seq, std::vector<StoredBlock> blocks) {
   if (blocks.empty()) return nullptr;
   ++seq->pending_io;
-  return BlockPut::Start(io_, put_pool_, std::move(blocks), [this, seq](PutOutcome outcome) {
+  return putter_->Start(std::move(blocks), [this, seq](PutOutcome outcome) {
     mailbox_.Post([this, seq, outcome = std::move(outcome)] { OnPut(seq, outcome); });
   });
 }

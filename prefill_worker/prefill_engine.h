@@ -65,7 +65,7 @@ class PrefillEngine {
 
   // All pointers outlive the engine. `runner` and the slots are used on the engine's thread only.
   PrefillEngine(const PrefillEngineOptions& options, ModelRunner* runner, const worker::BlockIo* io,
-                worker::IoPool* fetch_pool, worker::IoPool* put_pool, PrefillMetrics* metrics,
+                worker::IoPool* fetch_pool, worker::BlockPutter* putter, PrefillMetrics* metrics,
                 worker::WorkerMetrics* worker_metrics);
   ~PrefillEngine();
 
@@ -113,7 +113,7 @@ class PrefillEngine {
   ModelRunner* const runner_;
   const worker::BlockIo* const io_;
   worker::IoPool* const fetch_pool_;
-  worker::IoPool* const put_pool_;
+  worker::BlockPutter* const putter_;
   PrefillMetrics* const metrics_;
   worker::WorkerMetrics* const worker_metrics_;
 

@@ -54,7 +54,7 @@ absl::StatusOr<std::unique_ptr<PrefillServer>> PrefillServer::Start(
   impl->metrics = std::make_unique<PrefillMetrics>(metrics);
   worker::WorkerRuntime& runtime = *impl->runtime;
   impl->engine = std::make_unique<PrefillEngine>(engine, runtime.runner.get(), runtime.io.get(),
-                                                 runtime.fetch_pool.get(), runtime.put_pool.get(),
+                                                 runtime.fetch_pool.get(), runtime.putter.get(),
                                                  impl->metrics.get(), runtime.metrics.get());
   impl->service = std::make_unique<PrefillService>(impl->engine.get(), impl->runtime.get());
   ASSIGN_OR_RETURN(impl->server,

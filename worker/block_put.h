@@ -4,6 +4,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -15,7 +16,8 @@
 namespace oscarkv::worker {
 
 struct PutOutcome {
-  std::vector<absl::Status> statuses;  // per block; kAlreadyExists: it was stored before
+  std::vector<absl::Status> statuses;  // one per block, in any order; kAlreadyExists: it was stored
+                                       // before, or by another put
   TransferTotals totals;
 
   // Blocks that are in the store now.
@@ -24,15 +26,11 @@ struct PutOutcome {
   }
 };
 
-// Thread-safe. Keeps itself alive until `done` returned.
+class BlockPutter;
+
+// Blocks on their way. Thread-safe. Keeps itself alive until `done` returned.
 class BlockPut : public std::enable_shared_from_this<BlockPut> {
  public:
-  // Reserves room on an I/O thread. The blocks' slots must stay, and the bytes of a layer unchanged
-  // once it was called ready, until `done`, which an I/O thread calls exactly once. `io` and `pool`
-  // outlive that.
-  static std::shared_ptr<BlockPut> Start(const BlockIo* io, IoPool* pool,
-                                         std::vector<StoredBlock> blocks,
-                                         std::function<void(PutOutcome)> done);
   // The first `layers` layers of all blocks are final. With the last one the blocks are committed.
   void LayersReady(int layers);
   void AllReady() { LayersReady(num_layers_); }
@@ -40,30 +38,60 @@ class BlockPut : public std::enable_shared_from_this<BlockPut> {
   void Abandon();
 
  private:
-  BlockPut(const BlockIo* io, IoPool* pool, std::vector<StoredBlock> blocks,
-           std::function<void(PutOutcome)> done);
+  friend class BlockPutter;
+  BlockPut(BlockPutter* putter, std::function<void(PutOutcome)> done);
   void Wake() REQUIRES(mu_);
   void Pump();
   void Open();
   void WriteLayers(int begin, int end);
   void Finish(bool abandoned);
+  // Another put of one of our blocks ended.
+  void OnForeign(const absl::Status& status);
+  void Report();
 
-  const BlockIo* const io_;
-  IoPool* const pool_;
-  const std::vector<StoredBlock> blocks_;
+  BlockPutter* const putter_;
   const int num_layers_;
+  std::vector<StoredBlock> blocks_;  // that no other put had under way; fixed before the first Pump
   // Touched by one Pump at a time.
-  std::function<void(PutOutcome)> done_;
   std::unique_ptr<PutBatch> batch_;
-  PutOutcome outcome_;
+  std::vector<absl::Status> statuses_;  // of blocks_
   bool opened_ = false;
 
   Mutex mu_;
+  std::function<void(PutOutcome)> done_ GUARDED_BY(mu_);
+  PutOutcome outcome_ GUARDED_BY(mu_);
   bool pumping_ GUARDED_BY(mu_) = false;  // a Pump is queued or running
   bool abandoned_ GUARDED_BY(mu_) = false;
   bool ended_ GUARDED_BY(mu_) = false;
   int ready_ GUARDED_BY(mu_) = 0;
   int written_ GUARDED_BY(mu_) = 0;
+  int awaited_ GUARDED_BY(mu_) = 1;  // blocks under way in other puts, and one for our own
+};
+
+// Starts puts, one per block at a time: two sequences of equal tokens have equal blocks, and the
+// store takes two reservations of a block by one session for one. A put that finds a block under
+// way waits for the other put instead. Thread-safe.
+class BlockPutter {
+ public:
+  // Both outlive the putter.
+  BlockPutter(const BlockIo* io, IoPool* pool) : io_(io), pool_(pool) {}
+
+  // Reserves room on an I/O thread. The blocks' slots must stay, and the bytes of a layer unchanged
+  // once it was called ready, until `done`, which comes exactly once, from an I/O thread. No block
+  // twice in one call.
+  std::shared_ptr<BlockPut> Start(std::vector<StoredBlock> blocks,
+                                  std::function<void(PutOutcome)> done);
+
+ private:
+  friend class BlockPut;
+  // The put of `key` by its owner ended.
+  void Ended(const BlockKey& key, const absl::Status& status);
+
+  const BlockIo* const io_;
+  IoPool* const pool_;
+  Mutex mu_;
+  // Blocks under way, with the puts that wait for them.
+  std::map<BlockKey, std::vector<std::shared_ptr<BlockPut>>> under_way_ GUARDED_BY(mu_);
 };
 
 }  // namespace oscarkv::worker

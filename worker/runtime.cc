@@ -122,6 +122,7 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> BuildRuntime(
       coded ? static_cast<double>(shape.Bf16BlockBytes()) / shape.PageBytes() : 1);
   runtime->fetch_pool = std::make_unique<IoPool>(options.io_threads);
   runtime->put_pool = std::make_unique<IoPool>(options.io_threads);
+  runtime->putter = std::make_unique<BlockPutter>(runtime->io.get(), runtime->put_pool.get());
   LogStart(*runtime);
   return runtime;
 }

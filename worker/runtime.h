@@ -13,6 +13,7 @@
 #include "model/model_runner.h"
 #include "transport/transport.h"
 #include "worker/block_io.h"
+#include "worker/block_put.h"
 #include "worker/io_pool.h"
 #include "worker/kv_arena.h"
 #include "worker/metrics.h"
@@ -39,6 +40,7 @@ struct WorkerRuntime {
   // Apart, so that puts to a slow store do not hold up the fetches of others.
   std::unique_ptr<IoPool> fetch_pool;
   std::unique_ptr<IoPool> put_pool;
+  std::unique_ptr<BlockPutter> putter;
 };
 
 // Loads the model and connects to the store. `role`: "prefill" or "attention". `defaults` is asked

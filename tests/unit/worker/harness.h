@@ -55,7 +55,8 @@ struct WorkerParts {
         io(&client, arena.get(), Identity(options), {}, clock),
         metrics(&registry, "test"),
         fetch_pool(2),
-        put_pool(2) {}
+        put_pool(2),
+        putter(&io, &put_pool) {}
 
   static worker::BlockIdentity Identity(const ChainRunnerOptions& options) {
     return {options.profile, false, options.shape, MakeChainCodec(options)->fingerprint(),
@@ -74,6 +75,7 @@ struct WorkerParts {
   MetricRegistry registry;
   worker::WorkerMetrics metrics;
   worker::IoPool fetch_pool, put_pool;
+  worker::BlockPutter putter;
 };
 
 inline std::vector<int32_t> Prompt(int n, int vocab = 199, int seed = 1) {
@@ -89,8 +91,8 @@ struct PrefillWorkerUnderTest {
                          int blocks = 128, const Clock* clock = SteadyClock::Get())
       : parts(options, store, pages, blocks, clock),
         metrics(&parts.registry),
-        engine(engine_options, &parts.runner, &parts.io, &parts.fetch_pool, &parts.put_pool,
-               &metrics, &parts.metrics) {}
+        engine(engine_options, &parts.runner, &parts.io, &parts.fetch_pool, &parts.putter, &metrics,
+               &parts.metrics) {}
 
   PrefillJob Job(std::vector<int32_t> tokens) const {
     return {"r", std::move(tokens), {}, "", parts.clock->Now() + std::chrono::hours(1)};
@@ -164,8 +166,8 @@ struct AttentionWorkerUnderTest {
                            int blocks = 128, const Clock* clock = SteadyClock::Get())
       : parts(options, store, pages, blocks, clock),
         metrics(&parts.registry),
-        engine(engine_options, &parts.runner, &parts.io, &parts.fetch_pool, &parts.put_pool,
-               &metrics, &parts.metrics) {}
+        engine(engine_options, &parts.runner, &parts.io, &parts.fetch_pool, &parts.putter, &metrics,
+               &parts.metrics) {}
 
   // `tokens`: prompt and first token.
   DecodeJob Job(std::vector<int32_t> tokens, int max_tokens) const {
