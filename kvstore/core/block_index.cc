@@ -120,14 +120,15 @@ void BlockIndex::Unpin(Block* block) {
     if (block->erased) {
       dead.reset(block);
     } else {
-      ReturnIfFree(shard, block, shard.slots[block->key].children);
+      ReturnIfFree(shard, shard.slots[block->key]);
     }
   }
   if (dead != nullptr) FreeMemory(std::move(dead));
 }
 
-void BlockIndex::ReturnIfFree(Shard& shard, Block* block, uint32_t children) {
-  if (!block->aside || block->pins > 0 || children > 0) return;
+void BlockIndex::ReturnIfFree(Shard& shard, const Slot& slot) {
+  Block* const block = slot.block.get();
+  if (!block->aside || block->pins > 0 || slot.is_parent()) return;
   block->aside = false;
   PolicyOf(shard, *block).Return(block);
 }
@@ -144,24 +145,27 @@ bool BlockIndex::Refresh(const BlockKey& key, Duration ttl, Time now) {
   return true;
 }
 
-void BlockIndex::Link(const BlockKey& parent) {
+void BlockIndex::CountChildren(const BlockKey& parent, int children, int expected) {
   if (parent.empty()) return;
   Shard& shard = ShardOf(parent);
   MutexLock lock(shard.mu);
-  ++shard.slots[parent].children;
-}
-
-void BlockIndex::Unlink(const BlockKey& parent) {
-  if (parent.empty()) return;
-  Shard& shard = ShardOf(parent);
-  MutexLock lock(shard.mu);
-  const auto it = shard.slots.find(parent);
-  if (--it->second.children > 0) return;
-  if (it->second.block == nullptr) {
+  const auto it = shard.slots.try_emplace(parent).first;
+  Slot& slot = it->second;
+  slot.children += children;
+  slot.expected += expected;
+  if (slot.is_parent()) return;
+  if (slot.block == nullptr) {
     shard.slots.erase(it);
   } else {
-    ReturnIfFree(shard, it->second.block.get(), 0);
+    ReturnIfFree(shard, slot);
   }
+}
+
+void BlockIndex::Expect(const BlockKey& parent) {
+  CountChildren(parent, 0, 1);
+}
+void BlockIndex::Unexpect(const BlockKey& parent) {
+  CountChildren(parent, 0, -1);
 }
 
 bool BlockIndex::ChainReturnsTo(const BlockKey& key, BlockKey parent) const {
@@ -179,11 +183,9 @@ bool BlockIndex::ChainReturnsTo(const BlockKey& key, BlockKey parent) const {
 absl::Status BlockIndex::Insert(std::unique_ptr<Block>* owned, Time now) {
   Block* const block = owned->get();
   const BlockKey key = block->key, parent = block->parent;
-  if (parent == key) return absl::InvalidArgumentError("a block cannot be its own parent");
   const uint64_t generation = block->extent.generation;
-  // The parent learns of the child first: between the two steps it is protected for nothing, never
-  // the other way round.
-  Link(parent);
+  // Before the child is stored, so that the parent is never without protection.
+  CountChildren(parent, 1, -1);
   bool stored = false, has_children = false, replaced = false;
   BlockKey replaced_parent;
   std::unique_ptr<Block> dead;
@@ -210,10 +212,10 @@ absl::Status BlockIndex::Insert(std::unique_ptr<Block>* owned, Time now) {
       stored = true;
     }
   }
-  if (replaced) Unlink(replaced_parent);
+  if (replaced) CountChildren(replaced_parent, -1, 0);
   if (dead != nullptr) FreeMemory(std::move(dead));
   if (!stored) {
-    Unlink(parent);
+    CountChildren(parent, -1, 0);
     return absl::AlreadyExistsError("stored by another writer");
   }
   // A ring of parents would never become evictable. It closes only with a block that already has
@@ -228,7 +230,7 @@ absl::Status BlockIndex::Insert(std::unique_ptr<Block>* owned, Time now) {
 std::unique_ptr<Block> BlockIndex::TakeOut(Shard& shard, const BlockKey& key) {
   const auto it = shard.slots.find(key);
   std::unique_ptr<Block> block = std::move(it->second.block);
-  if (it->second.children == 0) shard.slots.erase(it);
+  if (!it->second.is_parent()) shard.slots.erase(it);
   if (!block->aside) PolicyOf(shard, *block).OnErase(block.get());
   Count(*block, -1);
   if (block->pins == 0) return block;
@@ -249,7 +251,7 @@ bool BlockIndex::Erase(const BlockKey& key, std::optional<uint64_t> generation) 
     parent = it->second.block->parent;
     dead = TakeOut(shard, key);
   }
-  Unlink(parent);
+  CountChildren(parent, -1, 0);
   if (dead != nullptr) FreeMemory(std::move(dead));
   return true;
 }
@@ -277,7 +279,7 @@ size_t BlockIndex::ExpireDue(Time now) {
         parent = block->parent;
         dead = TakeOut(*shard, due.key);
       }
-      Unlink(parent);
+      CountChildren(parent, -1, 0);
       if (dead != nullptr) FreeMemory(std::move(dead));
       ++expired;
     }
@@ -297,7 +299,7 @@ bool BlockIndex::EvictOne(const PoolId& pool, Time now) {
       while (EvictionEntry* entry = policy->second->NextVictim()) {
         Block* block = static_cast<Block*>(entry);
         block->aside = true;
-        if (block->pins > 0 || shard.slots[block->key].children > 0) continue;
+        if (block->pins > 0 || shard.slots[block->key].is_parent()) continue;
         victim = TakeOut(shard, block->key);
         break;
       }
@@ -305,7 +307,7 @@ bool BlockIndex::EvictOne(const PoolId& pool, Time now) {
     if (victim == nullptr) continue;
     evictions_.fetch_add(1, std::memory_order_relaxed);
     if (metrics_ != nullptr) metrics_->OnEviction(victim->kind, now - victim->last_use);
-    Unlink(victim->parent);
+    CountChildren(victim->parent, -1, 0);
     FreeMemory(std::move(victim));
     return true;
   }

@@ -64,8 +64,13 @@ class BlockIndex {
   // True when stored; then a block with a TTL lives at least until now + ttl (for ever with ttl 0).
   bool Refresh(const BlockKey& key, Duration ttl, Time now);
 
-  // Takes the block when it returns OK. kAlreadyExists; kInvalidArgument: its chain of parents
-  // leads back to it.
+  // A child of `parent` (may be empty) is being put: the parent is no victim until Insert took the
+  // child or Unexpect.
+  void Expect(const BlockKey& parent);
+  void Unexpect(const BlockKey& parent);
+  // Takes a block whose parent was told to Expect it, when it returns OK. kAlreadyExists: the
+  // caller keeps it. kInvalidArgument: its chain of parents leads back to it; it is taken and gone.
+  // Ends the expectation in each case.
   absl::Status Insert(std::unique_ptr<Block>* block, Time now);
   // False: nothing is stored, or another generation than the one wanted. Memory of a pinned block
   // is freed at its last Unpin.
@@ -102,6 +107,8 @@ class BlockIndex {
   struct Slot {
     std::unique_ptr<Block> block;  // null: only known as a parent
     uint32_t children = 0;         // stored blocks that name this key as their parent
+    uint32_t expected = 0;         // such blocks being put
+    bool is_parent() const { return children + expected > 0; }
   };
   struct Expiry {
     Time at;
@@ -126,11 +133,12 @@ class BlockIndex {
   void Hit(Shard& shard, Block* block, uint32_t epoch, Time now) REQUIRES(shard.mu);
   void HitAncestors(BlockKey parent, uint32_t epoch, Time now);
   // Takes the block out of slot and policy. Returns it when it is to be freed now, null when its
-  // pins keep it. The caller calls Unlink(parent) after unlocking in both cases.
+  // pins keep it. The caller calls CountChildren(parent, -1, 0) after unlocking in both cases.
   std::unique_ptr<Block> TakeOut(Shard& shard, const BlockKey& key) REQUIRES(shard.mu);
-  void ReturnIfFree(Shard& shard, Block* block, uint32_t children) REQUIRES(shard.mu);
-  void Link(const BlockKey& parent);
-  void Unlink(const BlockKey& parent);
+  void ReturnIfFree(Shard& shard, const Slot& slot) REQUIRES(shard.mu);
+  // Adds to the counts of a key's slot, makes it if there is none, drops it when nothing is left in
+  // it.
+  void CountChildren(const BlockKey& parent, int children, int expected);
   void FreeMemory(std::unique_ptr<Block> block);
   bool ChainReturnsTo(const BlockKey& key, BlockKey parent) const;
   void Count(const Block& block, int sign);

@@ -175,7 +175,7 @@ absl::Status KvNode::Handle(const kv::ExistsRequest& request, kv::ExistsResponse
   RETURN_IF_ERROR(CheckCount(request.keys.size(), "keys"));
   RETURN_IF_ERROR(FindSession(request.session_id).status());
   const Time now = clock_->Now();
-  response->stored.resize(request.keys.size());
+  response->stored.assign(request.keys.size(), false);
   for (size_t i = 0; i < request.keys.size(); ++i)
     response->stored[i] = index_.Contains(request.keys[i], now);
   return absl::OkStatus();
@@ -193,8 +193,8 @@ absl::Status KvNode::Handle(const kv::GetStartRequest& request, kv::GetStartResp
   const Time now = clock_->Now();
   const Time expires = now + PinTtl(request.pin_ttl);
   const uint32_t epoch = index_.NewEpoch();
-  response->statuses.resize(request.keys.size());
-  response->locations.resize(request.keys.size());
+  response->statuses.assign(request.keys.size(), absl::OkStatus());
+  response->locations.assign(request.keys.size(), kv::BlockLocation{});
   MutexLock lock(session->mu);
   if (session->closed) return SessionGone(request.session_id);
   if (session->pins.size() + request.keys.size() > options_.max_pins_per_session) {
@@ -220,7 +220,7 @@ absl::Status KvNode::Handle(const kv::RenewPinsRequest& request, kv::RenewPinsRe
   RETURN_IF_ERROR(CheckCount(request.pin_ids.size(), "pins"));
   ASSIGN_OR_RETURN(const auto session, FindSession(request.session_id));
   const Time expires = clock_->Now() + PinTtl(request.pin_ttl);
-  response->statuses.resize(request.pin_ids.size());
+  response->statuses.assign(request.pin_ids.size(), absl::OkStatus());
   MutexLock lock(session->mu);
   if (session->closed) return SessionGone(request.session_id);
   for (size_t i = 0; i < request.pin_ids.size(); ++i) {
@@ -242,7 +242,7 @@ absl::Status KvNode::Handle(const kv::ReleaseRequest& request, kv::ReleaseRespon
                                                    " generations: expected as many"));
   }
   ASSIGN_OR_RETURN(const auto session, FindSession(request.session_id));
-  response->statuses.resize(request.pin_ids.size());
+  response->statuses.assign(request.pin_ids.size(), absl::OkStatus());
   MutexLock lock(session->mu);
   if (session->closed) return SessionGone(request.session_id);
   for (size_t i = 0; i < request.pin_ids.size(); ++i) {
@@ -281,7 +281,7 @@ absl::Status KvNode::Handle(const kv::EraseRequest& request, kv::EraseResponse* 
                                                    " generations: expected none or as many"));
   }
   ASSIGN_OR_RETURN(const auto session, FindSession(request.session_id));
-  response->statuses.resize(request.keys.size());
+  response->statuses.assign(request.keys.size(), absl::OkStatus());
   const Time now = clock_->Now();
   for (size_t i = 0; i < request.keys.size(); ++i) {
     const BlockKey& key = request.keys[i];

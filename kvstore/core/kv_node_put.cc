@@ -54,9 +54,9 @@ absl::Status KvNode::Handle(const kv::PutStartRequest& request, kv::PutStartResp
   }
   ASSIGN_OR_RETURN(const auto session, FindSession(request.session_id));
   const Time now = clock_->Now();
-  response->statuses.resize(n);
-  response->offsets.resize(n);
-  response->generations.resize(n);
+  response->statuses.assign(n, absl::OkStatus());
+  response->offsets.assign(n, 0);
+  response->generations.assign(n, 0);
   MutexLock lock(session->mu);
   if (session->closed) return absl::UnauthenticatedError("the session was closed: open a new one");
   for (size_t i = 0; i < n; ++i) {
@@ -91,7 +91,13 @@ absl::StatusOr<Reservation> KvNode::StartOne(Session* session, const kv::PutItem
   Reservation r;
   r.item = item;
   r.charged = allocator_->ClassBytes(size_class);
-  ASSIGN_OR_RETURN(r.extent, Reserve(session->tenant, size_class, r.charged, item.key, now));
+  index_.Expect(item.parent);  // first: the room must not come from the parent
+  absl::StatusOr<Extent> extent = Reserve(session->tenant, size_class, r.charged, item.key, now);
+  if (!extent.ok()) {
+    index_.Unexpect(item.parent);
+    return extent.status();
+  }
+  r.extent = *extent;
   r.started = now;
   r.expires = now + options_.put_ttl;
   reserved_bytes_.fetch_add(r.charged, std::memory_order_relaxed);
@@ -175,6 +181,7 @@ absl::Status KvNode::Handle(const kv::PutEndRequest& request, kv::PutEndResponse
         absl::StrCat(n, " items in one call: at most ", kv::kMaxItemsPerCall));
   }
   ASSIGN_OR_RETURN(const auto session, FindSession(request.session_id));
+  response->statuses.clear();
   response->statuses.reserve(n);
   const Time now = clock_->Now();
   for (const kv::PutEndItem& item : request.items)
@@ -265,7 +272,7 @@ absl::Status KvNode::Handle(const kv::PutRevokeRequest& request, kv::PutRevokeRe
         absl::StrCat(request.keys.size(), " keys in one call: at most ", kv::kMaxItemsPerCall));
   }
   ASSIGN_OR_RETURN(const auto session, FindSession(request.session_id));
-  response->statuses.resize(request.keys.size());
+  response->statuses.assign(request.keys.size(), absl::OkStatus());
   MutexLock lock(session->mu);
   for (size_t i = 0; i < request.keys.size(); ++i) {
     const auto it = session->reservations.find(request.keys[i]);
@@ -313,6 +320,7 @@ void KvNode::FreeExtent(const Extent& extent, Tenant* tenant, uint64_t charged) 
 
 void KvNode::Abandon(const Session& session, const Reservation& r, bool drained) {
   reserved_bytes_.fetch_sub(r.charged, std::memory_order_relaxed);
+  index_.Unexpect(r.item.parent);
   if (drained) return FreeExtent(r.extent, session.tenant, r.charged);
   MutexLock lock(quarantine_mu_);
   quarantined_bytes_ += r.charged;

@@ -86,10 +86,10 @@ class SlabAllocator final : public BlockAllocator {
     MutexLock lock(mu_);
     const uint32_t index = extent.offset / slab_bytes_;
     Slab& slab = slabs_[index];
+    if (slab.size_class != extent.size_class) return;  // freed before, like the next
     SizeClass& c = classes_[slab.size_class];
     const uint32_t slot = extent.offset % slab_bytes_ / c.bytes;
-    if (slab.slots[slot].generation != extent.generation)
-      return;  // freed before; callers hold an extent once
+    if (slab.slots[slot].generation != extent.generation) return;
     slab.slots[slot] = {};
     slab.free.push_back(slot);
     if (index != draining_) slab.failed_drains = 0;
