@@ -1,0 +1,35 @@
+// A small blocking client of the gateway, for the command-line tools.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/clock.h"
+#include "oscarkv/v1/gateway.pb.h"
+
+namespace oscarkv::cli {
+
+class GatewayClient {
+ public:
+  // Fails with kUnavailable when nothing answers at `address` within `wait`.
+  static absl::StatusOr<std::unique_ptr<GatewayClient>> Connect(const std::string& address,
+                                                                Duration wait);
+  ~GatewayClient();
+
+  // Calls `on_message` for each message of the stream.
+  absl::Status Generate(const v1::GenerateRequest& request, Duration timeout,
+                        const std::function<void(const v1::GenerateResponse&)>& on_message);
+  absl::StatusOr<v1::TokenizeResponse> Tokenize(const std::string& text);
+  absl::StatusOr<v1::GetModelResponse> GetModel();
+  absl::StatusOr<v1::GetStatusResponse> GetStatus();
+
+ private:
+  struct Impl;
+  explicit GatewayClient(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace oscarkv::cli

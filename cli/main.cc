@@ -1,0 +1,108 @@
+// The `oscarkv` binary: one subcommand per role and tool.
+#include <CLI/CLI.hpp>
+
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cli/command.h"
+#include "cli/terminal.h"
+#include "common/options.h"
+
+namespace oscarkv::cli {
+namespace {
+
+// Binds a table's rows to flags of `app`. CLI11 checks spelling and arity, the table checks values.
+void Bind(const OptionTable& table, CLI::App* app) {
+  for (const OptionRow& row : table.rows()) {
+    const auto set = [&row](const std::string& value) {
+      if (const absl::Status s = row.set(value); !s.ok()) {
+        throw CLI::ValidationError(std::string(s.message()));  // CLI11's way to refuse a value
+      }
+    };
+    std::string doc = row.doc;
+    if (row.allowed != "text" && !row.is_flag && row.allowed != row.value_name) {
+      doc += " [" + row.allowed + "]";
+    }
+    if (row.is_flag) {
+      app->add_flag(
+          "--" + row.name + ",!--no-" + row.name,
+          [set](std::int64_t n) { set(n > 0 ? "true" : "false"); }, doc);
+    } else {
+      CLI::Option* option = app->add_option_function<std::string>("--" + row.name, set, doc);
+      option->type_name(row.value_name);
+      if (!row.default_value.empty()) option->default_str(row.default_value);
+    }
+  }
+}
+
+// "model check" lives under a group "model".
+CLI::App* AddSubcommand(CLI::App* app, const std::string& name, const std::string& summary) {
+  const size_t space = name.find(' ');
+  if (space == std::string::npos) return app->add_subcommand(name, summary);
+  const std::string group = name.substr(0, space);
+  CLI::App* parent = nullptr;
+  for (CLI::App* a : app->get_subcommands([&](CLI::App* a) { return a->get_name() == group; }))
+    parent = a;
+  if (parent == nullptr) {
+    parent = app->add_subcommand(group, "Tools for " + group + "s");
+    parent->require_subcommand(1);
+  }
+  return AddSubcommand(parent, name.substr(space + 1), summary);
+}
+
+std::vector<std::unique_ptr<Command>> AllCommands() {
+  std::vector<std::unique_ptr<Command>> commands;
+  commands.push_back(NewServeCommand());
+  commands.push_back(NewGenerateCommand());
+  commands.push_back(NewStatusCommand());
+  commands.push_back(NewDemoCommand());
+  commands.push_back(NewKvstoreCommand());
+  commands.push_back(NewPrefillCommand());
+  commands.push_back(NewAttentionCommand());
+  commands.push_back(NewGatewayCommand());
+  commands.push_back(NewTokenizeCommand());
+  commands.push_back(NewModelCheckCommand());
+  return commands;
+}
+
+int Main(int argc, char** argv) {
+  CLI::App app(
+      "oscarkv keeps the KV cache of large language models at 2 bits, in a distributed paged "
+      "store.\n"
+      "Start with `oscarkv serve --model DIR`, then `oscarkv generate --prompt-file FILE`.");
+  app.require_subcommand(1);
+  app.set_version_flag("--version", OSCARKV_VERSION);
+  app.get_formatter()->column_width(38);
+
+  std::vector<std::unique_ptr<Command>> commands = AllCommands();
+  std::vector<OptionTable> tables(commands.size() + 1);
+  commands.push_back(NewDocsCommand(&commands, &tables));
+  Command* chosen = nullptr;
+  for (size_t i = 0; i < commands.size(); ++i) {
+    commands[i]->AddOptions(&tables[i]);
+    CLI::App* sub = AddSubcommand(&app, commands[i]->name(), commands[i]->summary());
+    sub->set_config("--config", "",
+                    "Read options from a file of `name = value` lines; the command line wins");
+    sub->allow_config_extras(CLI::config_extras_mode::error);
+    Bind(tables[i], sub);
+    sub->callback([&chosen, c = commands[i].get()] { chosen = c; });
+  }
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) == 0 ? 0 : 2;
+  }
+  const absl::Status status = chosen->Run();
+  if (status.ok()) return 0;
+  PrintError(status);
+  return absl::IsInvalidArgument(status) ? 2 : 1;
+}
+
+}  // namespace
+}  // namespace oscarkv::cli
+
+int main(int argc, char** argv) {
+  return oscarkv::cli::Main(argc, argv);
+}

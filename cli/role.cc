@@ -1,0 +1,91 @@
+#include "cli/role.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "common/log.h"
+#include "common/metrics_server.h"
+#include "common/status_macros.h"
+
+namespace oscarkv::cli {
+namespace {
+
+sigset_t StopSignals() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGINT);
+  return set;
+}
+
+}  // namespace
+
+void AddRoleOptions(OptionTable* table, RoleOptions* options) {
+  table->AddString("log-level", &options->log_level, "LEVEL",
+                   "Log lines to write: debug, info, warn, error or off");
+  table->AddString(
+      "metrics-listen", &options->metrics_listen, "HOST:PORT",
+      "Where Prometheus scrapes /metrics; port 0 picks a free one; empty: no endpoint");
+  table->AddString("ready-file", &options->ready_file, "FILE",
+                   "Written when the role is up: its ports and process id, one name=value a line");
+}
+
+void BlockStopSignals() {
+  const sigset_t set = StopSignals();
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+}
+
+void WaitForStopSignal() {
+  const sigset_t set = StopSignals();
+  int signal_number = 0;
+  sigwait(&set, &signal_number);
+  LogInfo("stopping", {{"signal", signal_number == SIGTERM ? "SIGTERM" : "SIGINT"}});
+  // The impatient operator's second signal.
+  std::thread([set] {
+    int again = 0;
+    sigwait(&set, &again);
+    _exit(1);
+  }).detach();
+}
+
+absl::Status WriteReadyFile(const std::string& path, int grpc_port, int metrics_port) {
+  if (path.empty()) return absl::OkStatus();
+  const std::string temporary = absl::StrCat(path, ".tmp");
+  std::FILE* f = std::fopen(temporary.c_str(), "w");
+  if (f == nullptr)
+    return absl::InvalidArgumentError(absl::StrCat("--ready-file=", path, ": cannot write it"));
+  std::fprintf(f, "grpc=%d\nmetrics=%d\npid=%d\n", grpc_port, metrics_port,
+               static_cast<int>(getpid()));
+  const bool ok = std::fclose(f) == 0 && std::rename(temporary.c_str(), path.c_str()) == 0;
+  if (!ok)
+    return absl::InvalidArgumentError(absl::StrCat("--ready-file=", path, ": cannot write it"));
+  return absl::OkStatus();
+}
+
+absl::Status RunRole(const std::string& role, const RoleOptions& options,
+                     const std::function<absl::StatusOr<RunningRole>(MetricRegistry*)>& start) {
+  BlockStopSignals();
+  RETURN_IF_ERROR(InitLog(options.log_level, role));
+  MetricRegistry registry;
+  std::unique_ptr<MetricsServer> metrics;
+  int metrics_port = 0;
+  if (!options.metrics_listen.empty()) {
+    ASSIGN_OR_RETURN(metrics, MetricsServer::Start(options.metrics_listen, &registry));
+    metrics_port = metrics->port();
+  }
+  ASSIGN_OR_RETURN(const RunningRole running, start(&registry));
+  LogInfo("ready", {{"grpc_port", absl::StrCat(running.port)},
+                    {"metrics_port", absl::StrCat(metrics_port)}});
+  RETURN_IF_ERROR(WriteReadyFile(options.ready_file, running.port, metrics_port));
+  WaitForStopSignal();
+  running.shutdown();
+  LogInfo("stopped");
+  return absl::OkStatus();
+}
+
+}  // namespace oscarkv::cli

@@ -1,0 +1,41 @@
+// The life of a role process: logs, metrics endpoint, ready file, signals, orderly shutdown.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/metrics.h"
+#include "common/options.h"
+
+namespace oscarkv::cli {
+
+struct RoleOptions {
+  std::string log_level = "info";
+  std::string metrics_listen = "127.0.0.1:0";
+  std::string ready_file;
+};
+void AddRoleOptions(OptionTable* table, RoleOptions* options);
+
+// A running server.
+struct RunningRole {
+  int port = 0;                    // gRPC
+  std::function<void()> shutdown;  // orderly; returns when all is done
+};
+
+// Call before any thread is started: SIGTERM and SIGINT then wait for WaitForStopSignal instead of
+// killing the process.
+void BlockStopSignals();
+// Blocks until SIGTERM or SIGINT. A second one exits at once.
+void WaitForStopSignal();
+
+// Starts the role, serves metrics, writes the ready file ("grpc=PORT\nmetrics=PORT\npid=PID\n", by
+// rename) when all is up, waits for a stop signal, shuts down.
+absl::Status RunRole(const std::string& role, const RoleOptions& options,
+                     const std::function<absl::StatusOr<RunningRole>(MetricRegistry*)>& start);
+
+absl::Status WriteReadyFile(const std::string& path, int grpc_port, int metrics_port);
+
+}  // namespace oscarkv::cli

@@ -1,0 +1,142 @@
+// oscarkv serve: a whole cluster on one machine, in one process or (--processes) one process per
+// role.
+#include <unistd.h>
+
+#include <filesystem>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "cli/child_process.h"
+#include "cli/command.h"
+#include "cli/role.h"
+#include "cli/start_roles.h"
+#include "common/log.h"
+#include "common/status_macros.h"
+
+namespace oscarkv::cli {
+namespace {
+
+class ServeCommand final : public Command {
+ public:
+  std::string name() const override { return "serve"; }
+  std::string summary() const override {
+    return "Run KV nodes, prefill workers, attention workers and a gateway on this machine";
+  }
+
+  void AddOptions(OptionTable* table) override {
+    table->AddString(
+        "model", &model_, "DIR",
+        "Hugging Face folder of the model, with its rotation files beside the weights");
+    table->AddString("listen", &listen_, "HOST:PORT",
+                     "The gateway's gRPC endpoint; port 0 picks a free one");
+    table->AddBool("processes", &processes_,
+                   "One process per role, as in a cluster, instead of one for all");
+    table->AddInt("kvstores", &kvstores_, 1, 64, "KV nodes");
+    table->AddInt("prefill-workers", &prefills_, 1, 16, "Prefill workers");
+    table->AddInt("attention-workers", &attentions_, 1, 16, "Attention workers");
+    table->AddBytes("capacity", &capacity_, 16 << 20, uint64_t{1} << 50, "Memory of each KV node");
+    table->AddChoice("profile", &profile_, {"oscar", "bf16"}, "How the KV cache is stored");
+    table->AddChoice(
+        "prefill-history", &history_, {"exact", "canonical"},
+        "What a prompt's tokens attend: unquantised history, or the stored codes as decoding does");
+    table->AddChoice("data-path", &data_path_, {"ucx", "grpc"}, "How blocks travel");
+    table->AddString("ucx-lanes", &ucx_lanes_, "LIST",
+                     "auto, shm, tcp, rdma or a list as in UCX_TLS");
+    table->AddString("log-dir", &log_dir_, "DIR",
+                     "With --processes: each role's log goes to a file there");
+    AddRoleOptions(table, &role_);
+  }
+
+  absl::Status Run() override { return processes_ ? RunProcesses() : RunInProcess(); }
+
+ private:
+  std::vector<std::string> WorkerArgs(const std::string& nodes) const {
+    return {"--model",           model_,   "--nodes",     nodes,      "--profile",   profile_,
+            "--prefill-history", history_, "--data-path", data_path_, "--ucx-lanes", ucx_lanes_};
+  }
+
+  // In one process: the same tables as the role commands', filled with the same arguments.
+  absl::Status RunInProcess() {
+    return RunRole("serve", role_, [this](MetricRegistry* registry) -> absl::StatusOr<RunningRole> {
+      auto roles = std::make_shared<std::vector<RunningRole>>();
+      const auto start = [&](const std::string& role,
+                             const std::vector<std::string>& args) -> absl::StatusOr<int> {
+        ASSIGN_OR_RETURN(RunningRole r, StartRole(role, args, registry));
+        roles->push_back(r);
+        return r.port;
+      };
+      ASSIGN_OR_RETURN(const int port, StartAll(start));
+      return RunningRole{port, [roles] {
+                           for (auto it = roles->rbegin(); it != roles->rend(); ++it)
+                             it->shutdown();
+                         }};
+    });
+  }
+
+  absl::Status RunProcesses() {
+    BlockStopSignals();
+    RETURN_IF_ERROR(InitLog(role_.log_level, "serve"));
+    if (!log_dir_.empty()) {
+      std::error_code error;
+      std::filesystem::create_directories(log_dir_, error);
+      if (error)
+        return absl::InvalidArgumentError(
+            absl::StrCat("--log-dir=", log_dir_, ": ", error.message()));
+    }
+    ChildProcesses children(log_dir_);
+    const auto start = [&](const std::string& role,
+                           std::vector<std::string> args) -> absl::StatusOr<int> {
+      args.insert(args.begin(), role);
+      args.insert(args.end(), {"--log-level", role_.log_level});
+      return children.Start(role, args, std::chrono::seconds(60));
+    };
+    ASSIGN_OR_RETURN(const int port, StartAll(start));
+    LogInfo("ready", {{"gateway", absl::StrCat("127.0.0.1:", port)}});
+    RETURN_IF_ERROR(WriteReadyFile(role_.ready_file, port, 0));
+    const absl::Status status = children.WaitForStopSignalOrExit();
+    children.StopAll(std::chrono::seconds(20));
+    return status;
+  }
+
+  // Starts the roles in order by `start(role, args) -> gRPC port`; returns the gateway's port.
+  template <typename Start>
+  absl::StatusOr<int> StartAll(const Start& start) {
+    const auto start_some =
+        [&](const char* role, int n,
+            const std::vector<std::string>& args) -> absl::StatusOr<std::string> {
+      std::vector<std::string> endpoints;
+      for (int i = 0; i < n; ++i) {
+        ASSIGN_OR_RETURN(const int port, start(role, args));
+        endpoints.push_back(absl::StrCat("127.0.0.1:", port));
+      }
+      return absl::StrJoin(endpoints, ",");
+    };
+    const std::vector<std::string> store_args = {"--listen",    "127.0.0.1:0",
+                                                 "--capacity",  absl::StrCat(capacity_),
+                                                 "--ucx-lanes", ucx_lanes_};
+    ASSIGN_OR_RETURN(const std::string nodes, start_some("kvstore", kvstores_, store_args));
+    std::vector<std::string> worker_args = WorkerArgs(nodes);
+    worker_args.insert(worker_args.end(), {"--listen", "127.0.0.1:0"});
+    ASSIGN_OR_RETURN(const std::string prefills, start_some("prefill", prefills_, worker_args));
+    ASSIGN_OR_RETURN(const std::string attentions,
+                     start_some("attention", attentions_, worker_args));
+    return start("gateway", {"--model", model_, "--nodes", nodes, "--prefill", prefills,
+                             "--attention", attentions, "--listen", listen_});
+  }
+
+  std::string model_ = "models/reference", listen_ = "127.0.0.1:7400", profile_ = "oscar",
+              history_ = "exact";
+  std::string data_path_ = "ucx", ucx_lanes_ = "auto", log_dir_;
+  bool processes_ = false;
+  int kvstores_ = 1, prefills_ = 1, attentions_ = 1;
+  uint64_t capacity_ = uint64_t{1} << 30;
+  RoleOptions role_;
+};
+
+}  // namespace
+
+std::unique_ptr<Command> NewServeCommand() {
+  return std::make_unique<ServeCommand>();
+}
+
+}  // namespace oscarkv::cli

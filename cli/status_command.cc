@@ -1,0 +1,105 @@
+// oscarkv status: the cluster as a table.
+#include <cstdio>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "cli/command.h"
+#include "cli/gateway_client.h"
+#include "cli/terminal.h"
+#include "common/status_macros.h"
+
+namespace oscarkv::cli {
+namespace {
+
+std::string Percent(uint64_t part, uint64_t whole) {
+  return whole == 0 ? "-"
+                    : absl::StrFormat("%.1f %%", 100.0 * static_cast<double>(part) /
+                                                     static_cast<double>(whole));
+}
+
+std::string NodeTable(const v1::GetStatusResponse& s) {
+  std::vector<std::vector<std::string>> rows = {{"KV NODE", "STATE", "CAPACITY", "USED", "2-BIT",
+                                                 "BF16", "HAND-OVER", "PINNED", "HIT RATE",
+                                                 "EVICTIONS", "SESSIONS"}};
+  for (const v1::StoreNodeStatus& n : s.nodes()) {
+    if (!n.reachable()) {
+      rows.push_back({n.endpoint(), absl::StrCat("DOWN: ", n.error())});
+      continue;
+    }
+    const auto kind = [](uint64_t bytes, uint64_t blocks) {
+      return absl::StrCat(FormatBytes(bytes), " (", blocks, ")");
+    };
+    rows.push_back({n.endpoint(), "up", FormatBytes(n.capacity_bytes()),
+                    FormatBytes(n.used_bytes()), kind(n.page_bytes(), n.page_blocks()),
+                    kind(n.bf16_bytes(), n.bf16_blocks()),
+                    kind(n.handover_bytes(), n.handover_blocks()), FormatBytes(n.pinned_bytes()),
+                    Percent(n.hits(), n.hits() + n.misses()), absl::StrCat(n.evictions()),
+                    absl::StrCat(n.sessions())});
+  }
+  return FormatTable(rows);
+}
+
+std::string WorkerTable(const v1::GetStatusResponse& s) {
+  std::vector<std::vector<std::string>> rows = {
+      {"WORKER", "ROLE", "STATE", "PROFILE", "RUNNING", "WAITING", "PAGES FREE"}};
+  for (const v1::WorkerStatus& w : s.workers()) {
+    const v1::WorkerInfo& i = w.info();
+    if (!w.reachable()) {
+      rows.push_back({w.endpoint(), i.role(), absl::StrCat("DOWN: ", w.error())});
+      continue;
+    }
+    rows.push_back({w.endpoint(), i.role(), "up",
+                    absl::StrCat(i.profile(), i.data_free() ? " (data-free!)" : ""),
+                    absl::StrCat(i.running()), absl::StrCat(i.waiting()),
+                    absl::StrCat(i.pool_pages_free(), "/", i.pool_pages())});
+  }
+  return FormatTable(rows);
+}
+
+// Bytes of the stored 2-bit blocks against the same blocks in bf16.
+std::string Compression(const v1::GetStatusResponse& s) {
+  for (const v1::WorkerStatus& w : s.workers()) {
+    const v1::WorkerInfo& i = w.info();
+    if (i.kv_bytes_per_token_stored() == 0) continue;
+    return absl::StrFormat("%.2fx", static_cast<double>(i.kv_bytes_per_token_bf16()) /
+                                        static_cast<double>(i.kv_bytes_per_token_stored()));
+  }
+  return "-";
+}
+
+class StatusCommand final : public Command {
+ public:
+  std::string name() const override { return "status"; }
+  std::string summary() const override {
+    return "Show nodes, workers, KV bytes by kind, hit rate and compression";
+  }
+  void AddOptions(OptionTable* table) override {
+    table->AddString("gateway", &gateway_, "HOST:PORT", "The gateway's gRPC endpoint");
+  }
+  absl::Status Run() override {
+    ASSIGN_OR_RETURN(std::unique_ptr<GatewayClient> client,
+                     GatewayClient::Connect(gateway_, std::chrono::seconds(5)));
+    ASSIGN_OR_RETURN(const v1::GetStatusResponse s, client->GetStatus());
+    std::printf("%s\n%s\n", NodeTable(s).c_str(), WorkerTable(s).c_str());
+    std::printf(
+        "requests %llu (running %u, waiting %u)   prompt tokens %llu, from the cache %s   "
+        "generated %llu   "
+        "2-bit blocks against bf16: %s\n",
+        static_cast<unsigned long long>(s.requests()), s.running(), s.waiting(),
+        static_cast<unsigned long long>(s.prompt_tokens()),
+        Percent(s.cached_tokens(), s.prompt_tokens()).c_str(),
+        static_cast<unsigned long long>(s.generated_tokens()), Compression(s).c_str());
+    return absl::OkStatus();
+  }
+
+ private:
+  std::string gateway_ = "127.0.0.1:7400";
+};
+
+}  // namespace
+
+std::unique_ptr<Command> NewStatusCommand() {
+  return std::make_unique<StatusCommand>();
+}
+
+}  // namespace oscarkv::cli
