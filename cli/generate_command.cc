@@ -37,6 +37,8 @@ class GenerateCommand final : public Command {
                      "Answer in this process with this model instead of asking a gateway");
     table->AddChoice("profile", &profile_, {"oscar", "bf16"},
                      "With --model: how the KV cache is held");
+    table->AddChoice("prefill-history", &history_, {"exact", "canonical"},
+                     "With --model: as the workers' option");
     table->AddString("prompt", &prompt_, "TEXT", "The prompt");
     table->AddString("prompt-ids", &prompt_ids_, "ID,...", "The prompt as token ids");
     table->AddString("prompt-file", &prompt_file_, "FILE",
@@ -151,6 +153,7 @@ class GenerateCommand final : public Command {
       LocalModelOptions options;
       options.model_dir = model_;
       options.profile = profile_;
+      options.history = history_;
       options.progress = [&bar](double share) { bar.Update(share); };
       ASSIGN_OR_RETURN(runner, LoadLocalRunner(options));
     }
@@ -182,7 +185,7 @@ class GenerateCommand final : public Command {
   }
 
   std::string gateway_ = "127.0.0.1:7400", prompt_, prompt_file_, prompt_ids_, tenant_;
-  std::string model_, profile_ = "oscar";
+  std::string model_, profile_ = "oscar", history_ = "exact";
   int max_tokens_ = 256, top_k_ = 0, logprobs_ = 0;
   float temperature_ = 0, top_p_ = 1, min_p_ = 0, repetition_penalty_ = 1;
   uint64_t seed_ = 0;

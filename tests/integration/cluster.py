@@ -80,11 +80,12 @@ class Role:
 
 class Cluster:
     def __init__(self, kvstores=1, prefills=1, attentions=1, profile="oscar", capacity="256MiB", kvstore_args=(),
-                 prefill_args=(), attention_args=(), gateway_args=(), model=MODEL, data_path="ucx", lanes="auto"):
+                 prefill_args=(), attention_args=(), gateway_args=(), worker_args=(), model=MODEL, data_path="ucx", lanes="auto"):
         self._folder = tempfile.TemporaryDirectory(prefix="oscarkv-test-")
         self.roles = {}
         self.kvstore_args = ["--capacity", capacity, "--ucx-lanes", lanes, *kvstore_args]
-        self.worker_args = ["--model", model, "--profile", profile, "--data-path", data_path, "--ucx-lanes", lanes]
+        self.worker_args = ["--model", model, "--profile", profile, "--data-path", data_path, "--ucx-lanes", lanes,
+                            *worker_args]
         try:
             nodes = [self.start(f"kvstore-{i}", self.kvstore_args).address for i in range(kvstores)]
             self.nodes = ",".join(nodes)

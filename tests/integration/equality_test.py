@@ -16,9 +16,10 @@ def prompts():
     return [ids[:n] for n in (*LENGTHS, 1000)]
 
 
-def local(prompt, profile):
+def local(prompt, profile, *args):
     process = subprocess.run([BINARY, "generate", "--model", MODEL, "--profile", profile, "--json", "--max-tokens", "40",
-                              "--ignore-eos", "--prompt-ids", ",".join(map(str, prompt))], capture_output=True, text=True)
+                              "--ignore-eos", "--prompt-ids", ",".join(map(str, prompt)), *args],
+                             capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout)
 
@@ -37,12 +38,13 @@ class Bf16Equality(ClusterTest):
 
 
 class OscarEquality(ClusterTest):
-    options = dict(profile="oscar", kvstores=2)
+    """Canonical history: the prompts share prefixes, and a token's KV does not depend on what was found in the store."""
+    options = dict(profile="oscar", kvstores=2, worker_args=["--prefill-history", "canonical"])
 
     def test_token_for_token(self):
         for prompt in prompts():
             with self.subTest(tokens=len(prompt)):
-                want = tokens(local(prompt, "oscar"))
+                want = tokens(local(prompt, "oscar", "--prefill-history", "canonical"))
                 got = self.cluster.generate("", "--max-tokens", 40, "--ignore-eos", "--prompt-ids",
                                             ",".join(map(str, prompt)))
                 self.assertEqual(tokens(got), want)
