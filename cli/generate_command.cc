@@ -56,7 +56,8 @@ class GenerateCommand final : public Command {
                      "Of the random choices; the same seed gives the same answer");
     table->AddInt("logprobs", &logprobs_, 0, 20,
                   "With --json: report the log probabilities of this many tokens");
-    table->AddStrings("stop", &stop_, "TEXT,...", "The answer ends before any of these");
+    table->AddRepeated("stop", &stop_, "TEXT",
+                       "The answer ends before this text; may be given several times");
     table->AddBool("ignore-eos", &ignore_eos_, "Go on past the model's end-of-text token");
     table->AddString("tenant", &tenant_, "NAME", "Whose cache and quota to use");
     table->AddDuration("timeout", &timeout_, std::chrono::milliseconds(1), std::chrono::hours(24),

@@ -29,6 +29,13 @@ void Bind(const OptionTable& table, CLI::App* app) {
       app->add_flag(
           "--" + row.name + ",!--no-" + row.name,
           [set](std::int64_t n) { set(n > 0 ? "true" : "false"); }, doc);
+    } else if (row.repeatable) {
+      const auto set_all = [set](const std::vector<std::string>& values) {
+        for (const std::string& v : values) set(v);
+      };
+      app->add_option_function<std::vector<std::string>>("--" + row.name, set_all, doc)
+          ->type_name(row.value_name)
+          ->allow_extra_args(false);
     } else {
       CLI::Option* option = app->add_option_function<std::string>("--" + row.name, set, doc);
       option->type_name(row.value_name);

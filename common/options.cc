@@ -120,6 +120,17 @@ void OptionTable::AddStrings(std::string name, std::vector<std::string>* field,
        }});
 }
 
+void OptionTable::AddRepeated(std::string name, std::vector<std::string>* field,
+                              std::string value_name, std::string doc) {
+  OptionRow row{
+      name, std::move(value_name), std::move(doc), "", "text", false, [field](absl::string_view v) {
+        field->emplace_back(std::string(v));
+        return absl::OkStatus();
+      }};
+  row.repeatable = true;
+  Add(std::move(row));
+}
+
 template <typename T>
 void OptionTable::AddNumber(std::string name, T* field, T min, T max, std::string value_name,
                             std::string doc) {

@@ -22,7 +22,8 @@ struct OptionRow {
   std::string allowed;        // "1..65535", "exact|canonical", "a size such as 512MiB"
   bool is_flag = false;       // takes no value on the command line
   std::function<absl::Status(absl::string_view)>
-      set;  // kInvalidArgument: name, value, what is allowed
+      set;                  // kInvalidArgument: name, value, what is allowed
+  bool repeatable = false;  // may be given several times; each value is added
 };
 
 // Rows point into the options struct, which must outlive the table. The default is the field's
@@ -32,6 +33,9 @@ class OptionTable {
   void AddString(std::string name, std::string* field, std::string value_name, std::string doc);
   void AddStrings(std::string name, std::vector<std::string>* field, std::string value_name,
                   std::string doc);  // commas
+  // Each occurrence adds its value as it is, commas and blanks included.
+  void AddRepeated(std::string name, std::vector<std::string>* field, std::string value_name,
+                   std::string doc);
   void AddInt(std::string name, int* field, int64_t min, int64_t max, std::string doc);
   void AddInt64(std::string name, int64_t* field, int64_t min, int64_t max, std::string doc);
   void AddUint64(std::string name, uint64_t* field, uint64_t min, uint64_t max, std::string doc);

@@ -135,6 +135,7 @@ class Cluster:
         for name, role in reversed(list(self.roles.items())):
             if role.process.poll() is None:
                 statuses[name] = role.terminate()
+        self.last_logs = self.logs()
         self._folder.cleanup()
         return statuses
 
@@ -163,7 +164,7 @@ class ClusterTest(unittest.TestCase):
     def tearDownClass(cls):
         statuses = cls.cluster.stop()
         bad = {name: status for name, status in statuses.items() if status != 0}
-        assert not bad, f"exit statuses after SIGTERM: {bad}"
+        assert not bad, f"exit statuses after SIGTERM: {bad}\n{cls.cluster.last_logs}"
 
     def run(self, result=None):
         before = len(result.failures) + len(result.errors)
