@@ -73,13 +73,25 @@ class Transformer final : public ModelRunner {
     const PrefillChunk* chunk = nullptr;
     int end = 0;  // position after the last token
     std::vector<Tile> tiles;
-    int64_t head_stride = 0;   // elements between kv heads in Contiguous
-    int first_tile_block = 0;  // block of the first token
-    int history_end =
-        0;  // canonical: blocks [1, history_end) are read as their encode-decode copies; 0: none
+    int64_t head_stride = 0;  // elements between kv heads in Contiguous
+    // Canonical: blocks [1, history_end) are read as their encode-decode copies; 0: none.
+    int history_end = 0;
     std::vector<float> x;       // [tokens, hidden]: the residual stream
     std::vector<float> q, out;  // [tokens, q heads, d]
   };
+  // Which slots each sequence of a batch attends, the same in every layer: the lists of
+  // PagedAttentionArgs.
+  struct AttendedSlots {
+    std::vector<int32_t> pages, page_begin{0}, blocks, block_begin{0}, last_tokens;
+  };
+  // The state of one decode step.
+  struct Step {
+    std::vector<int32_t> tokens, positions;
+    AttendedSlots slots;
+    std::vector<float> x, q, out;  // as in Pass
+    std::vector<bool> broken;      // K or V is not finite
+  };
+
   Transformer(ModelConfig config, std::shared_ptr<const KvCodec> codec,
               const TransformerOptions& options);
 
@@ -124,6 +136,10 @@ class Transformer final : public ModelRunner {
     return coded() && position % kBlockTokens == kBlockTokens - 1 &&
            BlockOf(position) >= kSinkBlocks;
   }
+  absl::Status PlanStep(absl::Span<const DecodeInput> batch, Step* step);
+  // Adds the slots that the query of `input` attends. False: block *missing has none.
+  bool AddSlots(const DecodeInput& input, AttendedSlots* to, int* missing) const;
+  kernels::PagedAttentionArgs AttentionArgs(const KvPool& pool, int layer, Step* step) const;
   // K and V of the step into their blocks, and the pages of blocks that it completes. A sequence
   // whose K or V is not finite is marked broken.
   void StoreStep(int layer, absl::Span<const DecodeInput> batch, const Workspace& ws,

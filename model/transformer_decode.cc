@@ -1,5 +1,6 @@
 // One decode step of a batch: every sequence contributes one row to the products and one query to
 // the paged attention, which reads pages and bf16 blocks where they lie in the pool.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -14,29 +15,6 @@ absl::Status InSequence(size_t i, absl::string_view what) {
   return absl::FailedPreconditionError(absl::StrCat("sequence ", i, " of the batch: ", what));
 }
 
-// Which slots each sequence attends, the same in every layer: the block list of PagedAttentionArgs.
-struct AttendedSlots {
-  std::vector<int32_t> pages, page_begin{0}, blocks, block_begin{0}, last_tokens;
-};
-
-// Adds the slots that the query of `input` attends. False: one is missing; *block names it.
-bool AddSlots(const DecodeInput& input, bool coded, AttendedSlots* to, int* block) {
-  const SequenceKv& kv = *input.kv;
-  const int last = BlockOf(input.position);
-  const int window = coded ? FirstWindowBlock(input.position) : kSinkBlocks;
-  for (*block = 0; *block <= last; ++*block) {
-    if (*block >= kv.num_blocks()) return false;
-    const bool as_page = *block >= kSinkBlocks && *block < window;
-    const int32_t id = as_page ? kv.at(*block).page : kv.at(*block).block;
-    if (id < 0) return false;
-    (as_page ? to->pages : to->blocks).push_back(id);
-  }
-  to->page_begin.push_back(static_cast<int32_t>(to->pages.size()));
-  to->block_begin.push_back(static_cast<int32_t>(to->blocks.size()));
-  to->last_tokens.push_back(input.position % kBlockTokens + 1);
-  return true;
-}
-
 bool AllFinite(const float* x, int64_t n) {
   // Summing differences to itself: 0 for finite values, NaN otherwise.
   float sum = 0;
@@ -45,6 +23,24 @@ bool AllFinite(const float* x, int64_t n) {
 }
 
 }  // namespace
+
+bool Transformer::AddSlots(const DecodeInput& input, AttendedSlots* to, int* missing) const {
+  const SequenceKv& kv = *input.kv;
+  const int last = BlockOf(input.position);
+  const int window = coded() ? FirstWindowBlock(input.position) : kSinkBlocks;
+  for (int block = 0; block <= last; ++block) {
+    *missing = block;
+    if (block >= kv.num_blocks()) return false;
+    const bool as_page = block >= kSinkBlocks && block < window;
+    const int32_t id = as_page ? kv.at(block).page : kv.at(block).block;
+    if (id < 0) return false;
+    (as_page ? to->pages : to->blocks).push_back(id);
+  }
+  to->page_begin.push_back(static_cast<int32_t>(to->pages.size()));
+  to->block_begin.push_back(static_cast<int32_t>(to->blocks.size()));
+  to->last_tokens.push_back(input.position % kBlockTokens + 1);
+  return true;
+}
 
 absl::Status Transformer::CheckBatch(absl::Span<const DecodeInput> batch) const {
   if (options_.fp32_kv)
@@ -84,68 +80,80 @@ void Transformer::StoreStep(int layer, absl::Span<const DecodeInput> batch, cons
   }
 }
 
-absl::Status Transformer::DecodeStep(absl::Span<const DecodeInput> batch,
-                                     std::vector<float>* logits) {
-  logits->clear();
-  if (batch.empty()) return absl::OkStatus();
-  RETURN_IF_ERROR(CheckBatch(batch));
-  AttendedSlots slots;
-  std::vector<int32_t> tokens, positions;
+absl::Status Transformer::PlanStep(absl::Span<const DecodeInput> batch, Step* step) {
   for (size_t i = 0; i < batch.size(); ++i) {
     const DecodeInput& in = batch[i];
-    int block = 0;
-    if (!AddSlots(in, coded(), &slots, &block)) {
-      return InSequence(i, absl::StrCat("block ", block, " has no slot to attend from at position ",
-                                        in.position));
+    int missing = 0;
+    if (!AddSlots(in, &step->slots, &missing)) {
+      return InSequence(i, absl::StrCat("block ", missing,
+                                        " has no slot to attend from at position ", in.position));
     }
-    if (CompletesPage(in.position) && in.kv->at(block - 1).page < 0) {
-      return InSequence(i, absl::StrCat("block ", block - 1, " gets full and has no page slot"));
+    const int last = BlockOf(in.position);
+    if (CompletesPage(in.position) && in.kv->at(last).page < 0) {
+      return InSequence(i, absl::StrCat("block ", last, " gets full and has no page slot"));
     }
-    tokens.push_back(in.token);
-    positions.push_back(in.position);
+    step->tokens.push_back(in.token);
+    step->positions.push_back(in.position);
     rope_.Ensure(in.position);
   }
-  const int64_t rows = static_cast<int64_t>(batch.size());
-  const SequenceKv& first = *batch[0].kv;
-  const kernels::KvShape shape = config_.kv_shape();
-  std::vector<float> x(rows * config_.hidden_size), q(rows * config_.num_heads * config_.head_dim),
-      out(q.size());
-  std::vector<bool> broken(rows, false);
+  const size_t rows = batch.size();
+  step->x.resize(rows * config_.hidden_size);
+  step->q.resize(rows * config_.num_heads * config_.head_dim);
+  step->out.resize(step->q.size());
+  step->broken.assign(rows, false);
+  return absl::OkStatus();
+}
+
+kernels::PagedAttentionArgs Transformer::AttentionArgs(const KvPool& pool, int layer,
+                                                       Step* step) const {
+  const kernels::KvShape& shape = pool.shape();
+  const AttendedSlots& slots = step->slots;
   kernels::PagedAttentionArgs args;
   args.head_dim = config_.head_dim;
   args.num_kv_heads = config_.num_kv_heads;
   args.group = config_.num_heads / config_.num_kv_heads;
   args.scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
-  args.num_seqs = static_cast<int>(rows);
-  args.q = q.data();
-  args.out = out.data();
+  args.num_seqs = static_cast<int>(step->tokens.size());
+  args.q = step->q.data();
+  args.out = step->out.data();
+  args.page_pool = pool.page_base() + layer * shape.PageLayerBytes();
   args.page_stride = static_cast<int64_t>(shape.PageBytes());
   args.page_ids = slots.pages.data();
   args.page_begin = slots.page_begin.data();
+  args.bf16_pool = pool.block_base() + layer * shape.Bf16LayerBytes();
   args.bf16_stride = static_cast<int64_t>(shape.Bf16BlockBytes());
   args.bf16_ids = slots.blocks.data();
   args.bf16_begin = slots.block_begin.data();
   args.last_tokens = slots.last_tokens.data();
+  return args;
+}
 
+absl::Status Transformer::DecodeStep(absl::Span<const DecodeInput> batch,
+                                     std::vector<float>* logits) {
+  logits->clear();
+  if (batch.empty()) return absl::OkStatus();
+  RETURN_IF_ERROR(CheckBatch(batch));
+  Step step;
+  RETURN_IF_ERROR(PlanStep(batch, &step));
+  const int64_t rows = static_cast<int64_t>(batch.size());
   Workspace* ws = &workspaces_[0];
-  EmbedTokens(tokens, x.data());
+  EmbedTokens(step.tokens, step.x.data());
   for (int layer = 0; layer < config_.num_layers; ++layer) {
-    AttentionInputs(layer, x.data(), positions.data(), rows, &pool_, ws, q.data());
-    StoreStep(layer, batch, *ws, &broken);
-    args.page_pool = first.pool().page_base() + layer * shape.PageLayerBytes();
-    args.bf16_pool = first.pool().block_base() + layer * shape.Bf16LayerBytes();
-    if (kernels::PagedAttention(options_.backend, args, &pool_) ==
-        kernels::KernelStatus::kUnsupported) {
+    AttentionInputs(layer, step.x.data(), step.positions.data(), rows, &pool_, ws, step.q.data());
+    StoreStep(layer, batch, *ws, &step.broken);
+    // Inf or NaN of a broken sequence stays with it.
+    const auto status = kernels::PagedAttention(
+        options_.backend, AttentionArgs(batch[0].kv->pool(), layer, &step), &pool_);
+    if (status == kernels::KernelStatus::kUnsupported) {
       return absl::UnimplementedError(
           "this backend's paged attention does not support the model's shape");
     }
-    AttentionOutputs(layer, out.data(), rows, &pool_, ws, x.data());
+    AttentionOutputs(layer, step.out.data(), rows, &pool_, ws, step.x.data());
   }
   logits->resize(rows * config_.vocab_size);
-  Logits(x.data(), rows, &pool_, ws, logits->data());
+  Logits(step.x.data(), rows, &pool_, ws, logits->data());
   for (int64_t i = 0; i < rows; ++i) {
-    // One bad sequence must not end the others: it alone gets logits of which none can be chosen.
-    if (!broken[i]) continue;
+    if (!step.broken[i]) continue;
     std::fill_n(logits->begin() + i * config_.vocab_size, config_.vocab_size,
                 std::numeric_limits<float>::quiet_NaN());
   }

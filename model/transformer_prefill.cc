@@ -124,7 +124,6 @@ Transformer::Pass Transformer::PlanPass(const PrefillChunk& chunk) const {
     pass.history_end = FirstWindowBlock(pass.end - 1);
     if (pass.history_end == kSinkBlocks) pass.history_end = 0;
   }
-  pass.first_tile_block = BlockOf(chunk.start);
   pass.head_stride = int64_t{BlockOf(pass.end - 1) + 1} * kBlockTokens * config_.head_dim;
   pass.x.resize(static_cast<size_t>(tokens) * config_.hidden_size);
   pass.q.resize(static_cast<size_t>(tokens) * config_.num_heads * config_.head_dim);

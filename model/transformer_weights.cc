@@ -1,5 +1,6 @@
 #include "model/transformer_weights.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -33,12 +34,26 @@ float RoundOnce(double v, kernels::Compute compute) {
   return f;
 }
 
-// out = in M for a row vector of n values, row-major M [n, n], in float64.
-void MultiplyRow(const double* in, const float* m, int n, double* out) {
-  std::fill(out, out + n, 0.0);
-  for (int c = 0; c < n; ++c) {
-    const double v = in[c];
-    for (int j = 0; j < n; ++j) out[j] += v * m[c * n + j];
+// Row vectors that are multiplied at once.
+constexpr int kRows = 4;
+using Pair [[gnu::vector_size(16)]] = double;
+
+// out = in M for kRows row vectors of n values, n a multiple of 4; M row-major [n, n].
+// Register-blocked: a model of 8 billion parameters folds some 100 billion products when it loads.
+void Multiply(const double* in, const double* m, int n, double* out) {
+  for (int j = 0; j < n; j += 4) {
+    Pair sum[kRows][2] = {};
+    for (int c = 0; c < n; ++c) {
+      Pair m0, m1;
+      std::memcpy(&m0, m + c * n + j, sizeof(Pair));
+      std::memcpy(&m1, m + c * n + j + 2, sizeof(Pair));
+      for (int r = 0; r < kRows; ++r) {
+        const Pair v = {in[r * n + c], in[r * n + c]};
+        sum[r][0] += v * m0;
+        sum[r][1] += v * m1;
+      }
+    }
+    for (int r = 0; r < kRows; ++r) std::memcpy(out + r * n + j, sum[r], sizeof(sum[r]));
   }
 }
 
@@ -204,9 +219,39 @@ class Loader {
   std::set<std::string> used_;
 };
 
-void ForEach(kernels::Executor* executor, int n, const std::function<void(int)>& f) {
-  if (executor != nullptr) return executor->ParallelFor(n, f);
-  for (int i = 0; i < n; ++i) f(i);
+// Where the vectors to fold lie: element c of vector i at i * vector + c * element.
+struct Strides {
+  int64_t vector, element;
+};
+
+// Each of `count` vectors of w becomes itself times the rotation (null: stays as it is).
+void Fold(const float* rotation, int n, int64_t count, Strides strides, kernels::Compute compute,
+          kernels::Executor* executor, float* w) {
+  if (rotation == nullptr) return;
+  const std::vector<double> m(rotation, rotation + n * n);
+  // Tasks of several groups: where neighbouring vectors share cache lines, so do the groups.
+  constexpr int64_t kTask = 8 * kRows;
+  const auto task = [&](int t) {
+    std::vector<double> in(kRows * n), out(kRows * n);
+    const int64_t end = std::min(count, (t + 1) * kTask);
+    for (int64_t first = t * kTask; first < end; first += kRows) {
+      const int rows = static_cast<int>(std::min<int64_t>(kRows, end - first));
+      for (int r = 0; r < rows; ++r) {
+        for (int c = 0; c < n; ++c)
+          in[r * n + c] = w[(first + r) * strides.vector + c * strides.element];
+      }
+      Multiply(in.data(), m.data(), n, out.data());
+      for (int r = 0; r < rows; ++r) {
+        for (int c = 0; c < n; ++c) {
+          w[(first + r) * strides.vector + c * strides.element] =
+              RoundOnce(out[r * n + c], compute);
+        }
+      }
+    }
+  };
+  const int tasks = static_cast<int>((count + kTask - 1) / kTask);
+  if (executor != nullptr) return executor->ParallelFor(tasks, task);
+  for (int t = 0; t < tasks; ++t) task(t);
 }
 
 }  // namespace
@@ -221,35 +266,18 @@ absl::StatusOr<TransformerWeights> LoadTransformerWeights(const TensorStore& sto
 void FoldIntoRows(const std::vector<const float*>& rotation, int head_dim, int64_t columns,
                   kernels::Compute compute, kernels::Executor* executor, float* w) {
   for (size_t h = 0; h < rotation.size(); ++h) {
-    if (rotation[h] == nullptr) continue;
+    // A column of the head's rows is the vector to multiply.
     float* head = w + h * head_dim * columns;
-    // A column of the head's rows is the row vector to multiply. Bunches of columns, so that a
-    // cache line serves all of them.
-    constexpr int64_t kBunch = 16;
-    ForEach(executor, static_cast<int>((columns + kBunch - 1) / kBunch), [&](int bunch) {
-      std::vector<double> in(head_dim), out(head_dim);
-      for (int64_t x = bunch * kBunch; x < std::min(columns, (bunch + 1) * kBunch); ++x) {
-        for (int c = 0; c < head_dim; ++c) in[c] = head[c * columns + x];
-        MultiplyRow(in.data(), rotation[h], head_dim, out.data());
-        for (int c = 0; c < head_dim; ++c) head[c * columns + x] = RoundOnce(out[c], compute);
-      }
-    });
+    Fold(rotation[h], head_dim, columns, {1, columns}, compute, executor, head);
   }
 }
 
 void FoldIntoColumns(const std::vector<const float*>& rotation, int head_dim, int64_t rows,
                      kernels::Compute compute, kernels::Executor* executor, float* w) {
-  const size_t width = rotation.size() * head_dim;
-  ForEach(executor, static_cast<int>(rows), [&](int row) {
-    std::vector<double> in(head_dim), out(head_dim);
-    for (size_t h = 0; h < rotation.size(); ++h) {
-      if (rotation[h] == nullptr) continue;
-      float* p = w + row * width + h * head_dim;
-      for (int c = 0; c < head_dim; ++c) in[c] = p[c];
-      MultiplyRow(in.data(), rotation[h], head_dim, out.data());
-      for (int c = 0; c < head_dim; ++c) p[c] = RoundOnce(out[c], compute);
-    }
-  });
+  const int64_t width = static_cast<int64_t>(rotation.size()) * head_dim;
+  for (size_t h = 0; h < rotation.size(); ++h) {
+    Fold(rotation[h], head_dim, rows, {width, 1}, compute, executor, w + h * head_dim);
+  }
 }
 
 Embedding::Embedding(const TensorView& tensor, int64_t width)
