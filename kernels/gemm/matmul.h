@@ -26,6 +26,7 @@ class Packer {
     bool source_is_n_k;  // source is row-major [n, k] (a weight, or keys for Q K^T); else row-major
                          // [k, n]
     bool source_bf16;    // else fp32
+    // NOLINTNEXTLINE(modernize-use-nullptr): clang-tidy 14 misreads the default.
     auto operator<=>(const Key&) const = default;
   };
   static std::shared_ptr<const Packer> Get(const Key& key);
@@ -41,6 +42,7 @@ class Matmul {
     Compute compute;
     bool accumulate;  // C += A B
     bool bias;
+    // NOLINTNEXTLINE(modernize-use-nullptr): clang-tidy 14 misreads the default.
     auto operator<=>(const Key&) const = default;
   };
   static std::shared_ptr<const Matmul> Get(const Key& key);
