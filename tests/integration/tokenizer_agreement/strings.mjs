@@ -85,3 +85,9 @@ export function makeStrings(count, addedTokens, books) {
   // Half a character at a cut cannot be written as UTF-8; the two characters of the comment above are not compared.
   return out.map((s) => s.replace(/[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]|[\u0085\ufeff]/g, ""));
 }
+
+// For the original implementation only: where JavaScript's classes and case folding differ.
+export const ONLY_ORIGINAL = [
+  "\u0085", "a\u0085b", "\ufeffabc", "a\ufeff b", "'\u017f x'S \u017f", "\u212a k", "a\u0085\u0085  b", "x\u180ey", "\u0130'\u0131", "<l><r>",
+  " \u0085<l> \u3000", "a<r>\ufeff", "cat cats \u200dcat", "\u24b6cat \u2160cat", "2nd\u00b3\u00b2\u00bd", "\u0085<|im_end|>\ufeff", "caf\u00e9\u0301", "concat cat\u00e9",
+];
