@@ -31,12 +31,13 @@ constexpr uint32_t kUnset = UINT32_MAX;
 
 // clang-format off
 enum Op : uint8_t {
-  kMark = '(', kEmptyTuple = ')', kStop = '.', kBinInt = 'J', kBinInt1 = 'K', kBinInt2 = 'M', kNone = 'N',
-  kBinPersId = 'Q', kReduce = 'R', kBinUnicode = 'X', kEmptyList = ']', kAppend = 'a', kGlobal = 'c',
-  kAppends = 'e', kBinGet = 'h', kLongBinGet = 'j', kBinPut = 'q', kLongBinPut = 'r', kSetItem = 's',
-  kTuple = 't', kSetItems = 'u', kEmptyDict = '}', kBinFloat = 'G',
-  kProto = 0x80, kTuple1 = 0x85, kTuple2 = 0x86, kTuple3 = 0x87, kNewTrue = 0x88, kNewFalse = 0x89, kLong1 = 0x8a,
-  kShortBinUnicode = 0x8c, kBinUnicode8 = 0x8d, kStackGlobal = 0x93, kMemoize = 0x94, kFrame = 0x95,
+  kMark = '(', kEmptyTuple = ')', kStop = '.', kBinInt = 'J', kBinInt1 = 'K', kBinInt2 = 'M',
+  kNone = 'N', kBinPersId = 'Q', kReduce = 'R', kBinUnicode = 'X', kEmptyList = ']', kAppend = 'a',
+  kGlobal = 'c', kAppends = 'e', kBinGet = 'h', kLongBinGet = 'j', kBinPut = 'q',
+  kLongBinPut = 'r', kSetItem = 's', kTuple = 't', kSetItems = 'u', kEmptyDict = '}',
+  kBinFloat = 'G', kProto = 0x80, kTuple1 = 0x85, kTuple2 = 0x86, kTuple3 = 0x87, kNewTrue = 0x88,
+  kNewFalse = 0x89, kLong1 = 0x8a, kShortBinUnicode = 0x8c, kBinUnicode8 = 0x8d,
+  kStackGlobal = 0x93, kMemoize = 0x94, kFrame = 0x95,
 };
 // clang-format on
 
