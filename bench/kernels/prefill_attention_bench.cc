@@ -78,8 +78,8 @@ void Report(int tokens, int chunk, bool canonical, int threads, double rate) {
   const double seconds = Attention(in, tokens, chunk, canonical, &pool, &out);
   const double flops = 4.0 * kHeadDim * kKvHeads * kGroup * (0.5 * tokens * (tokens + 1.0));
   std::printf(
-      "  %6d tokens, chunks of %5d, %-9s %d thread(s): %8.1f CPU ms a layer, %6.2f s for %d layers, "
-      "%5.1f GFLOP/s, %.2fx the floor\n",
+      "  %6d tokens, chunks of %5d, %-9s %d thread(s): %8.1f CPU ms a layer, "
+      "%6.2f s for %d layers, %5.1f GFLOP/s, %.2fx the floor\n",
       tokens, chunk, canonical ? "canonical" : "exact", threads, seconds * 1e3, seconds * kLayers,
       kLayers, flops / seconds / 1e9, seconds * rate * 1e9 / flops);
 }
