@@ -145,7 +145,7 @@ void AttentionEngine::Accept(Sequence* seq, absl::Span<const float> logits) {
 
 bool AttentionEngine::MakeRoom(Sequence* seq) {
   // Its own slots come back when the put that reads them ends.
-  if (seq->released < std::min(seq->window(), seq->block())) return false;
+  if (seq->released < seq->window() && seq->window_puts.contains(seq->released)) return false;
   Sequence* youngest = seq;
   for (const auto& [id, other] : sequences_) {
     if (other->state == DecodeState::kEvicting || other->state == DecodeState::kEnded)

@@ -208,6 +208,7 @@ absl::StatusOr<PrefillOutput> ChainRunner::Prefill(const PrefillChunk& chunk) {
                                           pool.page_layer(slots.page, layer)));
     }
     if (chunk.on_layer) chunk.on_layer(layer);
+    if (after_layer) after_layer(layer);
   }
   prefilled_tokens += static_cast<int>(chunk.tokens.size());
   PrefillOutput output;

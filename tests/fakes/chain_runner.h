@@ -41,6 +41,8 @@ class ChainRunner final : public ModelRunner {
   // Called, if set, at the start of Prefill (tokens, start) and DecodeStep (batch size, 0) on the
   // engine's thread. A bad status is the outcome.
   std::function<absl::Status(bool prefill, int size, int start)> before;
+  // Called, if set, after a layer of a Prefill (and its on_layer).
+  std::function<void(int layer)> after_layer;
   std::atomic<int> prefilled_tokens{0};
   std::atomic<int> steps{0};
 
