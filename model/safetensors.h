@@ -25,9 +25,9 @@ struct TensorView {
   int64_t num_elements() const;
 };
 
-// Parses the header of a safetensors image and checks that the tensors fill the data behind it without
-// gap and without overlap. Names map to views into `image`. kInvalidArgument names the tensor;
-// kUnimplemented: a dtype that is not listed above.
+// Parses the header of a safetensors image and checks that the tensors fill the data behind it
+// without gap and without overlap. Names map to views into `image`. kInvalidArgument names the
+// tensor; kUnimplemented: a dtype that is not listed above.
 absl::StatusOr<std::map<std::string, TensorView>> ParseSafetensors(absl::Span<const uint8_t> image);
 
 // Immutable after opening: thread-safe. The files must not be changed or cut while they are mapped.

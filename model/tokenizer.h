@@ -15,15 +15,15 @@ namespace oscarkv {
 // Immutable after loading: thread-safe.
 class Tokenizer {
  public:
-  // Reads the folder's tokenizer.json. kInvalidArgument for a broken file, kUnimplemented that names
-  // whatever would change ids or text and is not supported.
+  // Reads the folder's tokenizer.json. kInvalidArgument for a broken file, kUnimplemented that
+  // names whatever would change ids or text and is not supported.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& model_dir);
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Parse(absl::string_view tokenizer_json);
   ~Tokenizer();
 
-  // kInvalidArgument with the byte offset when `text` is not UTF-8, or when it is longer than 16 MiB.
-  // Added tokens in the text become their ids. No BOS is added unless the file's post-processor says
-  // so and add_special is true.
+  // kInvalidArgument with the byte offset when `text` is not UTF-8, or when it is longer than 16
+  // MiB. Added tokens in the text become their ids. No BOS is added unless the file's
+  // post-processor says so and add_special is true.
   absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text,
                                               bool add_special = false) const;
   // Ids outside the vocabulary are left out; what is not UTF-8 becomes U+FFFD.
@@ -32,7 +32,8 @@ class Tokenizer {
   std::string TokenBytes(int32_t id, bool skip_special = true) const;
   // The largest id and one.
   int vocab_size() const;
-  // The id of an added token, or of a plain one as the file spells it ("\u0120the" for " the"), or -1.
+  // The id of an added token, or of a plain one as the file spells it ("Ġthe" for " the"), or
+  // -1.
   int32_t TokenId(absl::string_view token) const;
 
  private:
