@@ -8,7 +8,9 @@
 namespace oscarkv {
 
 void LaneConnection::Submit(std::shared_ptr<Transfer> transfer) {
-  const std::shared_ptr<TransferState> state = transfer->state;
+  // Kept here: a refused command drops its reference, and the last one ends the transfer as
+  // cancelled.
+  const std::shared_ptr<Transfer> kept = transfer;
   const bool accepted =
       thread_->Run([self = shared_from_this(), transfer = std::move(transfer)]() mutable {
         if (self->open()) {
@@ -18,7 +20,7 @@ void LaneConnection::Submit(std::shared_ptr<Transfer> transfer) {
         transfer->state->End(absl::UnavailableError("connection is broken or closed"));
         self->CountEnd(*transfer);
       });
-  if (!accepted) state->End(absl::UnavailableError("transport was shut down"));
+  if (!accepted) kept->state->End(absl::UnavailableError("transport was shut down"));
 }
 
 void LaneConnection::Sweep() {

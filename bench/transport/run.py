@@ -1,0 +1,144 @@
+"""Drives transport_bench and its yardsticks; see run.sh. Every figure is the median of the repeats, GB/s = 1e9 bytes a second."""
+import argparse
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+
+BLOCKS = [9216, 36864, 73728, 165888, 1327104, 1 << 20, 4 << 20]
+TARGET_SIZES = [1 << 20, 4 << 20]
+LANES = {"shm": {"UCX_TLS": "posix,sysv,cma,self"}, "tcp": {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "lo"}}
+PERFTESTS = ["ucp_get", "ucp_put_bw", "tag_bw", "ucp_am_bw", "stream_bw"]
+
+
+class Server:
+    def __init__(self, bench, lane):
+        self.process = subprocess.Popen([bench, "serve", lane], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.address, self.region = self.process.stdout.readline().split()
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def move(bench, server, lane, kind, block, depth, batch, readers, seconds):
+    """Sum of the readers' GB/s, the median of their p50 latencies in us, the lane in use."""
+    command = [bench, kind, lane, server.address, server.region, str(block), str(depth), str(batch), str(seconds)]
+    clients = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(readers)]
+    lanes = {c.stdout.readline().split()[1] for c in clients}
+    for c in clients:
+        c.stdin.write("\n")
+        c.stdin.flush()
+    results = [c.stdout.readline().split() for c in clients]
+    for c in clients:
+        if c.wait() != 0:
+            sys.exit("transport_bench failed")
+    return sum(float(r[0]) for r in results), statistics.median(float(r[1]) for r in results), ",".join(lanes)
+
+
+def raw_tcp(bench, seconds):
+    return max(float(subprocess.run([bench, "raw", str(message), str(seconds)], capture_output=True, text=True,
+                                    check=True).stdout) for message in (64 << 10, 256 << 10, 1 << 20))
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def perftest(lane, test, size, window, seconds):
+    env = dict(os.environ, **LANES[lane])
+    port = str(free_port())
+    # About `seconds` of work at 5 GB/s.
+    iterations = str(max(200, int(seconds * 5e9 / size)))
+    server = subprocess.Popen(["ucx_perftest", "-p", port], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        time.sleep(0.3)
+        out = subprocess.run(["ucx_perftest", "127.0.0.1", "-p", port, "-t", test, "-s", str(size), "-n", iterations, "-w",
+                              "50", "-f", "-O", str(window)], env=env, capture_output=True, text=True, timeout=120).stdout
+    except subprocess.TimeoutExpired:
+        return 0.0
+    finally:
+        server.kill()
+        server.wait()
+    final = [line.split() for line in out.splitlines() if line.startswith("Final:")]
+    # Final: iterations, three times in us, average and overall MiB/s, two message rates.
+    return float(final[-1][6]) * 1.048576e-3 if final and len(final[-1]) > 6 else 0.0
+
+
+def best_perftest(lane, size, seconds):
+    results = {}
+    for test in PERFTESTS:
+        for window in (1, 16):
+            results[f"{test} -O {window}"] = perftest(lane, test, size, window, seconds)
+    best = max(results, key=results.get)
+    return results[best], best
+
+
+def median_of(repeat, f):
+    return statistics.median(f() for _ in range(repeat))
+
+
+def machine():
+    with open("/proc/cpuinfo", encoding="utf-8") as f:
+        model = next((l.split(":")[1].strip() for l in f if l.startswith("model name")), "unknown CPU")
+    return f"{model}, {os.cpu_count()} cores, Linux {os.uname().release}"
+
+
+def measure(args, out):
+    bench = os.path.join(args.build, "bench", "transport", "transport_bench")
+    raw = median_of(args.repeat, lambda: raw_tcp(bench, args.seconds))
+    out(f"Raw TCP stream over loopback (one writer, one reader, best message size): **{raw:.2f} GB/s**\n")
+    for lane in LANES:
+        server = Server(bench, lane)
+        out(f"## {lane}\n")
+        out("Against ucx_perftest's best (any of " + ", ".join(PERFTESTS) + "; window 1 or 16); one reader, 4 outstanding:\n")
+        out("| bytes | read GB/s | write GB/s | ucx_perftest GB/s | test | read / ucx_perftest (target 0.90) |\n|---|---|---|---|---|---|")
+        for size in TARGET_SIZES:
+            read = median_of(args.repeat, lambda: move(bench, server, lane, "read", size, 4, 1, 1, args.seconds)[0])
+            yard, test = best_perftest(lane, size, args.seconds)
+            write = median_of(args.repeat, lambda: move(bench, server, lane, "write", size, 4, 1, 1, args.seconds)[0])
+            out(f"| {size} | {read:.2f} | {write:.2f} | {yard:.2f} | {test} | {read / yard if yard else 0:.2f} |")
+        out("\nBlocks, in batches of about 1 MB, 4 batches outstanding; GB/s in sum over the reader processes:\n")
+        extra = " 1 reader / raw (target 0.57) |" if lane == "tcp" else ""
+        out(f"| block bytes | 1 reader | 2 readers | 4 readers | write, 1 writer | one block alone, p50 us |{extra}")
+        out("|---" * (7 if extra else 6) + "|")
+        for block in BLOCKS:
+            batch = max(1, (1 << 20) // block)
+            sums = [median_of(args.repeat, lambda n=n: move(bench, server, lane, "read", block, 4, batch, n, args.seconds)[0])
+                    for n in (1, 2, 4)]
+            write = median_of(args.repeat, lambda: move(bench, server, lane, "write", block, 4, batch, 1, args.seconds)[0])
+            alone = median_of(args.repeat, lambda: move(bench, server, lane, "read", block, 1, 1, 1, args.seconds)[1])
+            row = f"| {block} | " + " | ".join(f"{s:.2f}" for s in sums) + f" | {write:.2f} | {alone:.0f} |"
+            out(row + (f" {sums[0] / raw:.2f} |" if extra else ""))
+        out("")
+        server.close()
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--build", default="build/release")
+    parser.add_argument("--seconds", type=int, default=1)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--out", default="bench/results/transport.md")
+    args = parser.parse_args()
+    lines = []
+
+    def out(line):
+        print(line, flush=True)
+        lines.append(line)
+
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    out("# Transport\n")
+    out(f"{machine()}; load average at the start {os.getloadavg()[0]:.1f}; commit {commit}; {time.strftime('%Y-%m-%d')}")
+    out(f"`bench/transport/run.sh --seconds {args.seconds} --repeat {args.repeat}`; server and readers are separate processes.\n")
+    measure(args, out)
+    with open(args.out, "w", encoding="utf-8") as f:
+        f.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
