@@ -32,6 +32,7 @@ std::unique_ptr<Command> NewServeCommand();
 std::unique_ptr<Command> NewGenerateCommand();
 std::unique_ptr<Command> NewStatusCommand();
 std::unique_ptr<Command> NewDemoCommand();
+std::unique_ptr<Command> NewBenchCommand();
 std::unique_ptr<Command> NewTokenizeCommand();
 std::unique_ptr<Command> NewModelCheckCommand();
 // `commands`: all of them, for their tables; must outlive the result.

@@ -65,6 +65,7 @@ std::vector<std::unique_ptr<Command>> AllCommands() {
   commands.push_back(NewGenerateCommand());
   commands.push_back(NewStatusCommand());
   commands.push_back(NewDemoCommand());
+  commands.push_back(NewBenchCommand());
   commands.push_back(NewKvstoreCommand());
   commands.push_back(NewPrefillCommand());
   commands.push_back(NewAttentionCommand());
