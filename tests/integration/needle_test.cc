@@ -1,7 +1,8 @@
-// Retrieval over the real model: numbers hidden in a book, asked for with the bf16 and the 2-bit cache on the same prompts.
+// Retrieval over the real model: numbers hidden in a book, asked for with the bf16 and the 2-bit
+// cache on the same prompts.
 //   needle_test --count 12 --lengths 4096 --bf16-misses 1 --extra-misses 3
-// exits 0 when bf16 answers all but --bf16-misses per length and `oscar` (canonical prefill) at most --extra-misses fewer per
-// length. Prints one line per prompt, and a table.
+// exits 0 when bf16 answers all but --bf16-misses per length and `oscar` (canonical prefill) at
+// most --extra-misses fewer per length. Prints one line per prompt, and a table.
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -34,12 +35,14 @@ struct Profile {
   std::unique_ptr<ModelRunner> runner;
 };
 
-absl::StatusOr<bool> Ask(ModelRunner& runner, const Tokenizer& tokenizer, const NeedleText& text, const Needle& needle) {
+absl::StatusOr<bool> Ask(ModelRunner& runner, const Tokenizer& tokenizer, const NeedleText& text,
+                         const Needle& needle) {
   LocalRequest request;
   ASSIGN_OR_RETURN(request.tokens, tokenizer.Encode(NeedlePrompt(text, needle)));
   request.max_tokens = 10;  // a blank and seven digits
   std::vector<int32_t> ids;
-  RETURN_IF_ERROR(LocalGenerate(runner, request, [&](const SampledToken& t) { ids.push_back(t.token); }));
+  RETURN_IF_ERROR(
+      LocalGenerate(runner, request, [&](const SampledToken& t) { ids.push_back(t.token); }));
   return NeedleAnswered(needle, tokenizer.Decode(ids));
 }
 
@@ -56,7 +59,8 @@ absl::StatusOr<bool> Run(const Options& options) {
     load.history = p.history;
     ASSIGN_OR_RETURN(p.runner, LoadLocalRunner(load));
     std::printf("%s: %s\n", p.name, p.runner->codec().Describe().c_str());
-    if (p.runner->codec().data_free()) return absl::FailedPreconditionError("the Hadamard fallback is in use");
+    if (p.runner->codec().data_free())
+      return absl::FailedPreconditionError("the Hadamard fallback is in use");
   }
   std::string books;
   for (const char* book : {"tests/data/styles.txt", "tests/data/wendigo.txt"}) {
@@ -70,7 +74,8 @@ absl::StatusOr<bool> Run(const Options& options) {
   std::map<std::pair<int, std::string>, int> right;
   for (int length : options.lengths) {
     for (int i = 0; i < options.count; ++i) {
-      ASSIGN_OR_RETURN(const NeedleText text, BuildNeedleText(books, length - 16, 5, 1000 * length + i, count));
+      ASSIGN_OR_RETURN(const NeedleText text,
+                       BuildNeedleText(books, length - 16, 5, 1000 * length + i, count));
       const Needle& needle = text.needles[i % 5];
       std::printf("%d tokens, prompt %d:", length, i);
       for (Profile& p : profiles) {
@@ -121,7 +126,9 @@ bool Parse(int argc, char** argv, Options* options) {
 int main(int argc, char** argv) {
   oscarkv::cli::Options options;
   if (!oscarkv::cli::Parse(argc, argv, &options)) {
-    std::fprintf(stderr, "usage: needle_test [--count N] [--lengths N,...] [--bf16-misses N] [--extra-misses N]\n");
+    std::fprintf(
+        stderr,
+        "usage: needle_test [--count N] [--lengths N,...] [--bf16-misses N] [--extra-misses N]\n");
     return 2;
   }
   const absl::StatusOr<bool> pass = oscarkv::cli::Run(options);

@@ -127,6 +127,40 @@ class Quota(ClusterTest):
         self.assertLessEqual(self.cluster["kvstore-0"].metric("oscarkv_kvstore_bytes"), 4 << 20)
 
 
+class CorruptedBlock(ClusterTest):
+    """Flips a bit of every stored 2-bit block in the node's memory, from outside."""
+
+    @staticmethod
+    def flip_stored_blocks(pid):
+        flipped = 0
+        with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "r+b", 0) as memory:
+            for line in maps:
+                span, access = line.split()[:2]
+                begin, end = (int(x, 16) for x in span.split("-"))
+                if access != "rw-s" or end - begin < 16 << 20:
+                    continue
+                memory.seek(begin)
+                data = memory.read(end - begin)
+                at = data.find(b"OSCARKVB")
+                while at >= 0:
+                    memory.seek(begin + at + 3000)
+                    memory.write(bytes([data[at + 3000] ^ 4]))
+                    flipped += 1
+                    at = data.find(b"OSCARKVB", at + 4)
+        return flipped
+
+    def test_detected_counted_recomputed(self):
+        prompt = words(1000)
+        want = tokens(self.cluster.generate(prompt, "--max-tokens", 8))
+        node = self.cluster["kvstore-0"]
+        self.assertGreater(self.flip_stored_blocks(node.process.pid), 10)
+        got = self.cluster.generate(prompt, "--max-tokens", 8)
+        self.assertEqual(tokens(got), want)
+        self.assertGreater(node.metric("oscarkv_kvstore_corrupt_blocks_total"), 0)
+        again = self.cluster.generate(prompt, "--max-tokens", 8)
+        self.assertEqual(tokens(again), want)
+
+
 class KilledKvNode(ClusterTest):
     options = dict(kvstores=2)
 
