@@ -46,21 +46,29 @@ class GenerateReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
   void Accepted(const std::string& request_id) override {
     request_id_ = request_id;
-    Enqueue(GenerateOutput());
+    Write(GenerateOutput());
   }
-  void Write(GenerateOutput output) override { Enqueue(std::move(output)); }
+  void Write(GenerateOutput output) override {
+    Update([&]() REQUIRES(mu_) {
+      has_pending_ = true;
+      pending_.text += output.text;
+      for (SampledToken& token : output.tokens) pending_.tokens.push_back(std::move(token));
+      pending_.finish = output.finish;
+      pending_.usage = std::move(output.usage);
+    });
+  }
   void Finish(const absl::Status& status) override {
-    MutexLock lock(mu_);
-    end_ = rpc::ToGrpc(status);
-    ended_ = true;
-    Continue();
+    Update([&]() REQUIRES(mu_) {
+      ended_ = true;
+      end_ = rpc::ToGrpc(status);
+    });
   }
 
   void OnWriteDone(bool ok) override {
-    MutexLock lock(mu_);
-    writing_ = false;
-    if (!ok) has_pending_ = false;  // the client is gone; OnCancel tells the core
-    Continue();
+    Update([&]() REQUIRES(mu_) {
+      writing_ = false;
+      if (!ok) gone_ = true;  // OnCancel tells the core
+    });
   }
   void OnCancel() override {
     if (request_ != nullptr) request_->CancelByClient();
@@ -68,25 +76,25 @@ class GenerateReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void OnDone() override { delete this; }
 
  private:
-  void Enqueue(GenerateOutput output) {
-    MutexLock lock(mu_);
-    has_pending_ = true;
-    pending_.text += output.text;
-    for (SampledToken& token : output.tokens) pending_.tokens.push_back(std::move(token));
-    pending_.finish = output.finish;
-    if (output.usage) pending_.usage = std::move(output.usage);
-    Continue();
-  }
-  void Continue() REQUIRES(mu_) {
-    if (writing_) return;
-    if (has_pending_) {
-      buffer_ = ToBuffer(wire::ToProto(request_id_, std::exchange(pending_, GenerateOutput())));
-      has_pending_ = false;
-      writing_ = true;
-      StartWrite(&buffer_);
-    } else if (ended_) {
-      ServerWriteReactor::Finish(end_);
+  // Changes the state, then writes or finishes as far as it allows. gRPC's Finish comes after the
+  // lock was given back: OnDone may delete this object at once.
+  template <typename Change>
+  void Update(Change change) {
+    bool finish = false;
+    {
+      MutexLock lock(mu_);
+      change();
+      if (writing_) return;
+      if (has_pending_ && !gone_) {
+        buffer_ = ToBuffer(wire::ToProto(request_id_, std::exchange(pending_, GenerateOutput())));
+        has_pending_ = false;
+        writing_ = true;
+        StartWrite(&buffer_);
+      } else {
+        finish = ended_;
+      }
     }
+    if (finish) ServerWriteReactor::Finish(end_);
   }
 
   std::shared_ptr<Request> request_;  // null: refused. Set before gRPC knows of this reactor
@@ -95,8 +103,9 @@ class GenerateReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   GenerateOutput pending_ GUARDED_BY(mu_);
   bool has_pending_ GUARDED_BY(mu_) = false;
   bool writing_ GUARDED_BY(mu_) = false;
+  bool gone_ GUARDED_BY(mu_) = false;  // the client left
   bool ended_ GUARDED_BY(mu_) = false;
-  grpc::Status end_ GUARDED_BY(mu_);
+  grpc::Status end_;                         // final once ended_
   grpc::ByteBuffer buffer_ GUARDED_BY(mu_);  // of the write under way
 };
 

@@ -40,8 +40,7 @@ bool MayBeTheWorker(const absl::Status& status) {
 
 Request::Leftovers::~Leftovers() {
   if (call != nullptr) call->Cancel();
-  ticket.reset();
-  if (ended != nullptr) ended->env_->on_end(ended);
+  if (ended != nullptr) ended->env_->on_gone();
 }
 
 Request::Request(const Env* env, GenerateInput input, Time deadline,
@@ -376,17 +375,18 @@ void Request::CompleteUsage() {
 
 void Request::End(const absl::Status& status, Leftovers* left) {
   ended_ = true;
-  sink_->Finish(status);
   prefill_.Release();
   attention_.Release();
-  left->call = std::move(call_);
-  left->ticket = std::move(ticket_);
-  left->ended = this;
+  env_->on_end(this);
+  ticket_.reset();  // may start another request, that is post its next step
   env_->deps.metrics->requests.With({absl::StatusCodeToString(status.code())}).Increment();
+  sink_->Finish(status);
+  left->call = std::move(call_);
+  left->ended = this;
 }
 
 void Request::Cancel(const absl::Status& reason) {
-  const auto self = shared_from_this();  // on_end may drop the last reference
+  const auto self = shared_from_this();  // the pipeline may hold the last other reference
   Leftovers left;
   MutexLock lock(mu_);
   if (!ended_) End(reason, &left);

@@ -5,11 +5,12 @@
 //
 // Prepare and Match run on the executor, the On... steps on the stubs' threads. The steps of a
 // request follow each other; only Cancel comes from outside at any time. Whoever ends the request
-// first wins: End() under mu_ tells the client, cancels the worker's call, gives back the admission
-// place; every later step finds ended_ and returns.
+// first wins: End() under mu_ gives back what it holds, then tells the client (who may at once send
+// the next one), then, without mu_, the worker's call is cancelled. Every later step finds ended_
+// and returns.
 //
-// Locks: mu_ before those of WorkerSet and of the sink. Stubs and tickets are called without it
-// (they may call back at once).
+// Locks: mu_ before those of the pipeline, the admission, the worker set, the executor and the
+// sink. Stubs are called without it: they may call back at once.
 #pragma once
 
 #include <functional>
@@ -70,7 +71,10 @@ class Request : public std::enable_shared_from_this<Request> {
   struct Env {
     PipelineOptions options;
     PipelineDeps deps;
-    std::function<void(Request*)> on_end;  // called once per request, without locks
+    // With the request's lock held, before the client is told: its id and its place are free.
+    std::function<void(const Request*)> on_end;
+    // Without it; the request does not use Env afterwards.
+    std::function<void()> on_gone;
   };
 
   // input.request_id is set. The sink lives until its Finish was called.
@@ -89,11 +93,10 @@ class Request : public std::enable_shared_from_this<Request> {
   const std::string& id() const { return input_.request_id; }
 
  private:
-  // What an ended request leaves to be undone without its lock; done on destruction, so declare it
+  // What an ended request leaves to be done without its lock; done on destruction, so declare it
   // before the lock.
   struct Leftovers {
     std::shared_ptr<WorkerCall> call;
-    std::unique_ptr<Admission::Ticket> ticket;
     Request* ended = nullptr;
     Leftovers() = default;
     Leftovers(const Leftovers&) = delete;

@@ -11,7 +11,7 @@ namespace oscarkv::gateway {
 RequestPipeline::RequestPipeline(const PipelineOptions& options, const PipelineDeps& deps,
                                  std::string name)
     : name_(std::move(name)),
-      env_{options, deps, [this](Request* request) { Forget(request); }},
+      env_{options, deps, [this](const Request* request) { Forget(request); }, [this] { Leave(); }},
       admission_(options.admission, deps.metrics, deps.clock) {}
 
 RequestPipeline::~RequestPipeline() {
@@ -46,16 +46,19 @@ absl::StatusOr<std::shared_ptr<Request>> RequestPipeline::Admit(GenerateInput in
   auto request =
       std::make_shared<Request>(&env_, std::move(input), deadline, std::move(ticket), sink);
   by_id_[request->id()] = request;
+  ++active_;
   return request;
 }
 
+// Not the last reference: whoever ends a request holds one.
 void RequestPipeline::Forget(const Request* request) {
-  std::shared_ptr<Request> last;  // destroyed without the lock
   MutexLock lock(mu_);
-  const auto it = by_id_.find(request->id());
-  last = std::move(it->second);
-  by_id_.erase(it);
-  if (by_id_.empty()) empty_.NotifyAll();
+  by_id_.erase(request->id());
+}
+
+void RequestPipeline::Leave() {
+  MutexLock lock(mu_);
+  if (--active_ == 0) idle_.NotifyAll();
 }
 
 std::vector<std::shared_ptr<Request>> RequestPipeline::All() const {
@@ -75,14 +78,14 @@ void RequestPipeline::Shutdown(Time drain_until) {
   {
     MutexLock lock(mu_);
     closed_ = true;
-    while (!by_id_.empty() && empty_.WaitUntil(mu_, drain_until)) {
+    while (active_ > 0 && idle_.WaitUntil(mu_, drain_until)) {
     }
   }
   for (const auto& request : All()) {
     request->Cancel(absl::UnavailableError("the gateway is shutting down"));
   }
   MutexLock lock(mu_);
-  while (!by_id_.empty()) empty_.Wait(mu_);
+  while (active_ > 0) idle_.Wait(mu_);
 }
 
 }  // namespace oscarkv::gateway

@@ -46,6 +46,7 @@ class RequestPipeline {
   absl::StatusOr<std::shared_ptr<Request>> Admit(GenerateInput input, Time deadline,
                                                  GenerateSink* sink);
   void Forget(const Request* request);
+  void Leave();
   std::vector<std::shared_ptr<Request>> All() const;
 
   const std::string name_;
@@ -54,8 +55,9 @@ class RequestPipeline {
   std::atomic<uint64_t> requests_{0};
 
   mutable Mutex mu_;
-  CondVar empty_;
+  CondVar idle_;
   bool closed_ GUARDED_BY(mu_) = false;
+  int active_ GUARDED_BY(mu_) = 0;  // admitted and not gone
   absl::flat_hash_map<std::string, std::shared_ptr<Request>> by_id_ GUARDED_BY(mu_);
 };
 

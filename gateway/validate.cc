@@ -6,6 +6,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "model/utf8.h"
 
 namespace oscarkv::gateway {
 namespace {
@@ -98,43 +99,9 @@ absl::StatusOr<uint32_t> MaxAnswerTokens(uint32_t asked, size_t prompt_tokens,
   return asked > 0 ? asked : std::min(limits.default_max_tokens, room);
 }
 
-size_t FindInvalidUtf8(absl::string_view text) {
-  const auto byte = [&](size_t i) { return static_cast<uint8_t>(text[i]); };
-  size_t i = 0;
-  while (i < text.size()) {
-    const uint8_t lead = byte(i);
-    if (lead < 0x80) {
-      ++i;
-      continue;
-    }
-    // Bounds of the second byte exclude overlong forms, surrogates and values beyond U+10FFFF.
-    int length = 0;
-    uint8_t low = 0x80, high = 0xBF;
-    if (lead >= 0xC2 && lead <= 0xDF) {
-      length = 2;
-    } else if (lead >= 0xE0 && lead <= 0xEF) {
-      length = 3;
-      if (lead == 0xE0) low = 0xA0;
-      if (lead == 0xED) high = 0x9F;
-    } else if (lead >= 0xF0 && lead <= 0xF4) {
-      length = 4;
-      if (lead == 0xF0) low = 0x90;
-      if (lead == 0xF4) high = 0x8F;
-    } else {
-      return i;
-    }
-    if (i + length > text.size() || byte(i + 1) < low || byte(i + 1) > high) return i;
-    for (int k = 2; k < length; ++k) {
-      if ((byte(i + k) & 0xC0) != 0x80) return i;
-    }
-    i += length;
-  }
-  return i;
-}
-
 absl::Status ValidateUtf8(absl::string_view field, absl::string_view text) {
   const size_t bad = FindInvalidUtf8(text);
-  if (bad == text.size()) return absl::OkStatus();
+  if (bad == absl::string_view::npos) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(
       field, " is not UTF-8 at byte ", bad, " (0x",
       absl::Hex(static_cast<uint8_t>(text[bad]), absl::kZeroPad2), "): allowed is valid UTF-8"));

@@ -37,9 +37,6 @@ absl::Status ValidateRequest(const GenerateInput& input, const RequestLimits& li
 absl::StatusOr<uint32_t> MaxAnswerTokens(uint32_t asked, size_t prompt_tokens,
                                          const RequestLimits& limits, const ModelLimits& model);
 
-// The offset of the first byte that is not UTF-8 (overlong forms and surrogates are not), or
-// text.size().
-size_t FindInvalidUtf8(absl::string_view text);
 absl::Status ValidateUtf8(absl::string_view field, absl::string_view text);
 
 }  // namespace oscarkv::gateway

@@ -154,38 +154,5 @@ TEST(MaxAnswerTokens, Cases) {
   }
 }
 
-struct Utf8Case {
-  const char* name;
-  std::string text;
-  size_t bad;  // npos: none
-};
-
-TEST(FindInvalidUtf8, Cases) {
-  const size_t kNone = std::string::npos;
-  const Utf8Case cases[] = {
-      {"Empty", "", kNone},
-      {"Ascii", "abc", kNone},
-      {"Nul", std::string("a\0b", 3), kNone},
-      {"TwoBytes", "é", kNone},
-      {"ThreeBytes", "€", kNone},
-      {"FourBytes", "😀", kNone},
-      {"Largest", "\xf4\x8f\xbf\xbf", kNone},
-      {"BeyondLargest", "\xf4\x90\x80\x80", 0},
-      {"LoneContinuation", "a\x80", 1},
-      {"TruncatedTwo", "ab\xc3", 2},
-      {"TruncatedFour", "\xf0\x9f\x98", 0},
-      {"OverlongTwo", "\xc0\xaf", 0},
-      {"OverlongThree", "\xe0\x80\xaf", 0},
-      {"OverlongFour", "\xf0\x80\x80\xaf", 0},
-      {"Surrogate", "x\xed\xa0\x80", 1},
-      {"BadThird", "\xe2\x82\x28", 0},
-      {"FF", "\xff", 0},
-  };
-  for (const Utf8Case& c : cases) {
-    SCOPED_TRACE(c.name);
-    EXPECT_EQ(FindInvalidUtf8(c.text), c.bad == kNone ? c.text.size() : c.bad);
-  }
-}
-
 }  // namespace
 }  // namespace oscarkv::gateway
