@@ -5,8 +5,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "absl/container/flat_hash_set.h"
-#include "common/mutex.h"
+#include "common/rpc/call_tracker.h"
 #include "common/rpc/status.h"
 #include "gateway/wire.h"
 #include "oscarkv/v1/worker.grpc.pb.h"
@@ -30,37 +29,16 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& target) {
   return grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), args);
 }
 
-// The calls of a stub that are under way; its destruction cancels them and waits for their last
-// callbacks.
-class CallTracker {
- public:
-  ~CallTracker() {
-    MutexLock lock(mu_);
-    for (grpc::ClientContext* context : calls_) context->TryCancel();
-    while (!calls_.empty()) none_.Wait(mu_);
-  }
-  void Add(grpc::ClientContext* context) {
-    MutexLock lock(mu_);
-    calls_.insert(context);
-  }
-  void Remove(grpc::ClientContext* context) {
-    MutexLock lock(mu_);
-    calls_.erase(context);
-    if (calls_.empty()) none_.NotifyAll();
-  }
-
- private:
-  Mutex mu_;
-  CondVar none_;
-  absl::flat_hash_set<grpc::ClientContext*> calls_ GUARDED_BY(mu_);
-};
+using rpc::CallTracker;
+using rpc::TrackedCall;
 
 template <typename Request, typename Response>
 struct UnaryCall final : WorkerCall {
-  grpc::ClientContext context;
+  UnaryCall(CallTracker* tracker, Time deadline) : tracked(tracker, deadline) {}
+  TrackedCall tracked;
   Request request;
   Response response;
-  void Cancel() override { context.TryCancel(); }
+  void Cancel() override { tracked.Cancel(); }
 };
 
 // Starts a unary call; `done` gets the status and the response.
@@ -70,17 +48,15 @@ std::shared_ptr<WorkerCall> StartUnary(CallTracker* tracker, Async* async,
                                                              Response*,
                                                              std::function<void(grpc::Status)>),
                                        Request request, Time deadline, Done done) {
-  auto call = std::make_shared<UnaryCall<Request, Response>>();
+  auto call = std::make_shared<UnaryCall<Request, Response>>(tracker, deadline);
   call->request = std::move(request);
-  call->context.set_deadline(rpc::ToSystem(deadline));
-  tracker->Add(&call->context);
   // What `done` holds must be gone when the tracker lets the stub's destructor go on.
   auto callback = std::make_shared<Done>(std::move(done));
-  (async->*method)(&call->context, &call->request, &call->response,
-                   [tracker, call, callback](const grpc::Status& status) mutable {
+  (async->*method)(call->tracked.context(), &call->request, &call->response,
+                   [call, callback](const grpc::Status& status) mutable {
                      (*callback)(rpc::FromGrpc(status), call->response);
                      callback.reset();
-                     tracker->Remove(&call->context);
+                     call->tracked.End();
                    });
   return call;
 }
@@ -125,21 +101,18 @@ class DecodeStream final : public WorkerCall,
  public:
   DecodeStream(CallTracker* tracker, v1::DecodeRequest request, Time deadline,
                AttentionStub::DecodeNext next, AttentionStub::DecodeDone done)
-      : tracker_(tracker),
+      : tracked_(tracker, deadline),
         request_(std::move(request)),
         next_(std::move(next)),
-        done_(std::move(done)) {
-    context_.set_deadline(rpc::ToSystem(deadline));
-  }
+        done_(std::move(done)) {}
 
   void Start(v1::AttentionWorker::Stub* stub) {
     self_ = shared_from_this();
-    tracker_->Add(&context_);
-    stub->async()->Decode(&context_, &request_, this);
+    stub->async()->Decode(tracked_.context(), &request_, this);
     StartRead(&response_);
     StartCall();
   }
-  void Cancel() override { context_.TryCancel(); }
+  void Cancel() override { tracked_.Cancel(); }
 
   void OnReadDone(bool ok) override {
     if (!ok) return;  // OnDone follows
@@ -151,12 +124,11 @@ class DecodeStream final : public WorkerCall,
     done_(rpc::FromGrpc(status));
     next_ = nullptr;
     done_ = nullptr;
-    tracker_->Remove(&context_);
+    tracked_.End();
   }
 
  private:
-  CallTracker* const tracker_;
-  grpc::ClientContext context_;
+  TrackedCall tracked_;
   const v1::DecodeRequest request_;
   v1::DecodeResponse response_;
   AttentionStub::DecodeNext next_;

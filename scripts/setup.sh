@@ -1,7 +1,11 @@
 # Sourced by ./quickstart, ./test and .ci/run: installs what is missing and builds. Not a command of its own.
 # shellcheck shell=bash
 
-say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
+if [[ -t 2 ]]; then
+  say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
+else
+  say() { printf '==> %s\n' "$*" >&2; }
+fi
 die() {
   printf '%s: %s\n' "${0##*/}" "$*" >&2
   exit 1

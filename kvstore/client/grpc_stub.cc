@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "common/rpc/call_tracker.h"
 #include "common/rpc/status.h"
 #include "kvstore/adapter.h"
 #include "oscarkv/v1/kvstore.grpc.pb.h"
@@ -20,10 +21,14 @@ constexpr uint64_t kStreamChunkBytes = 512 << 10;
 
 class ReadStream final : public grpc::ClientReadReactor<v1::ReadBlocksResponse> {
  public:
-  ReadStream(std::vector<KvStub::ReadTarget> targets, KvStub::ReadDone done)
-      : targets_(std::move(targets)), received_(targets_.size()), done_(std::move(done)) {}
+  ReadStream(rpc::CallTracker* tracker, Time deadline, std::vector<KvStub::ReadTarget> targets,
+             KvStub::ReadDone done)
+      : tracked_(tracker, deadline),
+        targets_(std::move(targets)),
+        received_(targets_.size()),
+        done_(std::move(done)) {}
 
-  void Start(v1::KvStoreService::Stub* stub, uint64_t session_id, Time deadline) {
+  void Start(v1::KvStoreService::Stub* stub, uint64_t session_id) {
     request_.set_session_id(session_id);
     for (const KvStub::ReadTarget& t : targets_) {
       v1::ReadPiece* piece = request_.add_pieces();
@@ -31,8 +36,7 @@ class ReadStream final : public grpc::ClientReadReactor<v1::ReadBlocksResponse> 
       piece->set_offset(t.piece.offset);
       piece->set_length(t.piece.length);
     }
-    context_.set_deadline(rpc::ToSystem(deadline));
-    stub->async()->ReadBlocks(&context_, &request_, this);
+    stub->async()->ReadBlocks(tracked_.context(), &request_, this);
     StartRead(&chunk_);
     StartCall();
   }
@@ -43,7 +47,7 @@ class ReadStream final : public grpc::ClientReadReactor<v1::ReadBlocksResponse> 
     if (p >= targets_.size() || chunk_.offset() != received_[p] ||
         chunk_.data().size() > targets_[p].piece.length - received_[p]) {
       broken_ = true;
-      context_.TryCancel();
+      tracked_.Cancel();
     } else {
       std::memcpy(targets_[p].data + received_[p], chunk_.data().data(), chunk_.data().size());
       received_[p] += chunk_.data().size();
@@ -65,10 +69,10 @@ class ReadStream final : public grpc::ClientReadReactor<v1::ReadBlocksResponse> 
   }
 
  private:
+  rpc::TrackedCall tracked_;  // first: ends when the rest is gone
   const std::vector<KvStub::ReadTarget> targets_;
   std::vector<uint64_t> received_;
   const KvStub::ReadDone done_;
-  grpc::ClientContext context_;
   v1::ReadBlocksRequest request_;
   v1::ReadBlocksResponse chunk_;
   bool broken_ = false;
@@ -76,14 +80,14 @@ class ReadStream final : public grpc::ClientReadReactor<v1::ReadBlocksResponse> 
 
 class WriteStream final : public grpc::ClientWriteReactor<v1::WriteBlocksRequest> {
  public:
-  WriteStream(uint64_t session_id, std::vector<KvStub::WriteSource> sources, KvStub::WriteDone done)
-      : sources_(std::move(sources)), done_(std::move(done)) {
+  WriteStream(rpc::CallTracker* tracker, Time deadline, uint64_t session_id,
+              std::vector<KvStub::WriteSource> sources, KvStub::WriteDone done)
+      : tracked_(tracker, deadline), sources_(std::move(sources)), done_(std::move(done)) {
     chunk_.set_session_id(session_id);
   }
 
-  void Start(v1::KvStoreService::Stub* stub, Time deadline) {
-    context_.set_deadline(rpc::ToSystem(deadline));
-    stub->async()->WriteBlocks(&context_, &response_, this);
+  void Start(v1::KvStoreService::Stub* stub) {
+    stub->async()->WriteBlocks(tracked_.context(), &response_, this);
     Next();
     StartCall();
   }
@@ -121,11 +125,11 @@ class WriteStream final : public grpc::ClientWriteReactor<v1::WriteBlocksRequest
     StartWrite(&chunk_);
   }
 
+  rpc::TrackedCall tracked_;  // first: ends when the rest is gone
   const std::vector<KvStub::WriteSource> sources_;
   const KvStub::WriteDone done_;
   size_t source_ = 0;
   uint64_t at_ = 0;  // in the source
-  grpc::ClientContext context_;
   v1::WriteBlocksRequest chunk_;
   v1::WriteBlocksResponse response_;
 };
@@ -152,35 +156,46 @@ class GrpcStub final : public KvStub {
   }
   void ReadBlocks(uint64_t session_id, std::vector<ReadTarget> targets, Time deadline,
                   ReadDone done) override {
-    (new ReadStream(std::move(targets), std::move(done)))->Start(stub_.get(), session_id, deadline);
+    (new ReadStream(&tracker_, deadline, std::move(targets), std::move(done)))
+        ->Start(stub_.get(), session_id);
   }
   void WriteBlocks(uint64_t session_id, std::vector<WriteSource> sources, Time deadline,
                    WriteDone done) override {
-    (new WriteStream(session_id, std::move(sources), std::move(done)))
-        ->Start(stub_.get(), deadline);
+    (new WriteStream(&tracker_, deadline, session_id, std::move(sources), std::move(done)))
+        ->Start(stub_.get());
   }
 
  private:
   template <typename Native, typename ProtoRequest, typename ProtoResponse, typename Method>
   void Unary(const Native& request, Time deadline, Done done, Method method) {
     struct State {
-      grpc::ClientContext context;
+      State(rpc::CallTracker* tracker, Time deadline, Done d)
+          : tracked(tracker, deadline), done(std::move(d)) {}
+      rpc::TrackedCall tracked;
       ProtoRequest request;
       ProtoResponse response;
+      Done done;
     };
-    auto state = std::make_shared<State>();
+    auto state = std::make_shared<State>(&tracker_, deadline, std::move(done));
     ToProto(request, &state->request);
-    state->context.set_deadline(rpc::ToSystem(deadline));
-    method(&state->context, &state->request, &state->response,
-           [state, done = std::move(done)](const grpc::Status& status) {
-             if (!status.ok()) return done(rpc::FromGrpc(status));
-             typename Native::Response response;
-             const absl::Status checked = FromProto(state->response, &response);
-             if (!checked.ok())
-               return done(
-                   absl::InternalError(absl::StrCat("answer of the node: ", checked.message())));
-             done(kv::KvResponse(std::move(response)));
+    method(state->tracked.context(), &state->request, &state->response,
+           [state](const grpc::Status& status) {
+             state->done(Answer<Native>(status, state->response));
+             state->done = nullptr;  // with all that it holds, before the stub may go
+             state->tracked.End();
            });
+  }
+
+  template <typename Native, typename ProtoResponse>
+  static absl::StatusOr<kv::KvResponse> Answer(const grpc::Status& status,
+                                               const ProtoResponse& proto) {
+    if (!status.ok()) return rpc::FromGrpc(status);
+    typename Native::Response response;
+    const absl::Status checked = FromProto(proto, &response);
+    if (!checked.ok()) {
+      return absl::InternalError(absl::StrCat("answer of the node: ", checked.message()));
+    }
+    return kv::KvResponse(std::move(response));
   }
 
 #define OSCARKV_RPC(Name)                                                                        \
@@ -206,6 +221,7 @@ class GrpcStub final : public KvStub {
 #undef OSCARKV_RPC
 
   std::unique_ptr<v1::KvStoreService::Stub> stub_;
+  rpc::CallTracker tracker_;  // behind the stub: gone before it
 };
 
 }  // namespace
