@@ -10,7 +10,6 @@
 namespace oscarkv {
 namespace {
 
-constexpr char kAllShm[] = "sysv,posix";
 constexpr char kAllRdma[] = "rc,dc,ud";
 
 }  // namespace
@@ -18,15 +17,15 @@ constexpr char kAllRdma[] = "rc,dc,ud";
 absl::StatusOr<std::vector<LaneChoice>> ParseLanes(absl::string_view lanes, bool rdma_devices) {
   std::vector<LaneChoice> choices;
   if (lanes == "auto") {
-    choices.push_back({LaneClass::kShm, kAllShm});
-    if (rdma_devices) choices.push_back({LaneClass::kRdma, kAllRdma});
-    choices.push_back({LaneClass::kTcp, "tcp"});
+    choices.push_back({LaneClass::kShm, {"sysv", "posix"}});
+    if (rdma_devices) choices.push_back({LaneClass::kRdma, {kAllRdma}});
+    choices.push_back({LaneClass::kTcp, {"tcp"}});
     return choices;
   }
   std::map<LaneClass, std::vector<std::string>> wanted;  // in the order of preference
   for (absl::string_view name : absl::StrSplit(lanes, ',')) {
     if (name == "shm") {
-      wanted[LaneClass::kShm].push_back(kAllShm);
+      wanted[LaneClass::kShm] = {"sysv", "posix"};
     } else if (name == "posix" || name == "sysv") {
       wanted[LaneClass::kShm].emplace_back(name);
     } else if (name == "tcp") {
@@ -43,7 +42,10 @@ absl::StatusOr<std::vector<LaneChoice>> ParseLanes(absl::string_view lanes, bool
                        "separated by commas"));
     }
   }
-  for (const auto& [lane, tls] : wanted) choices.push_back({lane, absl::StrJoin(tls, ",")});
+  for (const auto& [lane, tls] : wanted) {
+    choices.push_back(
+        {lane, lane == LaneClass::kShm ? tls : std::vector<std::string>{absl::StrJoin(tls, ",")}});
+  }
   return choices;
 }
 

@@ -12,11 +12,13 @@ namespace oscarkv {
 
 struct LaneChoice {
   LaneClass lane;
-  std::string tls;  // as UCX_TLS
+  std::vector<std::string> tls;  // values for UCX_TLS, the first that works is used
 };
 
-// "auto", or any of shm, posix, sysv, tcp, rdma, rc..., dc..., ud..., separated by commas.
-// kInvalidArgument names what is wrong. With "auto", kRdma is in the list only if `rdma_devices`.
+// Shared memory prefers sysv: posix segments live in /dev/shm, which containers make small. One of
+// them, not both, so that the name of the lane says how the bytes travel. "auto", or any of shm,
+// posix, sysv, tcp, rdma, rc..., dc..., ud..., separated by commas. kInvalidArgument names what is
+// wrong. With "auto", kRdma is in the list only if `rdma_devices`.
 absl::StatusOr<std::vector<LaneChoice>> ParseLanes(absl::string_view lanes, bool rdma_devices);
 
 }  // namespace oscarkv

@@ -120,7 +120,7 @@ class Node {
   const RegionTable& regions() const { return regions_; }
 
  private:
-  absl::Status AddLane(const LaneChoice& choice);
+  absl::Status AddLane(LaneClass lane, const std::string& tls);
   void ReportFallback(const std::vector<std::string>& reasons) const;
   absl::Status MapMemory(Region* region, uint64_t bytes, bool huge_pages);
   absl::Status Export(Region* region);
@@ -144,19 +144,25 @@ class Node {
   std::unique_ptr<AmLane> tcp_;
 };
 
-absl::Status Node::AddLane(const LaneChoice& choice) {
-  UcxContext::Settings settings = {{"TLS", choice.tls}};
-  if (choice.lane == LaneClass::kShm) {
+absl::Status Node::AddLane(LaneClass lane, const std::string& tls) {
+  UcxContext::Settings settings = {{"TLS", tls}};
+  if (lane == LaneClass::kShm) {
     // Nothing but shared segments will do, and "none left" must be an error instead of private
     // memory.
     settings.emplace_back("ALLOC_PRIO", "md:sysv,md:posix");
   } else if (!options_.devices.empty()) {
     settings.emplace_back("NET_DEVICES", options_.devices);
   }
-  const uint64_t features = choice.lane == LaneClass::kTcp ? UCP_FEATURE_AM : UCP_FEATURE_RMA;
+  if (lane == LaneClass::kTcp) {
+    // One connection for each peer: messages stay in order, and no second network device is
+    // connected in vain.
+    settings.emplace_back("MAX_EAGER_LANES", "1");
+    settings.emplace_back("MAX_RNDV_LANES", "1");
+  }
+  const uint64_t features = lane == LaneClass::kTcp ? UCP_FEATURE_AM : UCP_FEATURE_RMA;
   ASSIGN_OR_RETURN(auto context, UcxContext::Create(features | UCP_FEATURE_WAKEUP, settings));
-  const TransportMetrics::Lane* metrics = &metrics_.lane(choice.lane);
-  switch (choice.lane) {
+  const TransportMetrics::Lane* metrics = &metrics_.lane(lane);
+  switch (lane) {
     case LaneClass::kTcp: {
       tcp_context_ = context;
       ASSIGN_OR_RETURN(auto engine, CreateUcxAmEngine(context));
@@ -165,17 +171,19 @@ absl::Status Node::AddLane(const LaneChoice& choice) {
       break;
     }
     case LaneClass::kShm: {
-      shm_context_ = context;
+      // Whether there are segments to be had, before anything is built on them.
+      RETURN_IF_ERROR(UcxMemory::Allocate(context, kTrailerBytes).status());
       ASSIGN_OR_RETURN(auto engine, CreateUcxRmaEngine(context, /*shared_memory=*/true));
       ASSIGN_OR_RETURN(auto listener, LivenessListener::Create(instance_));
-      shm_ = std::make_unique<OneSidedLane>(choice.lane, std::move(engine), std::move(listener),
-                                            metrics, options_.spin, options_.peer_timeout);
+      shm_context_ = context;
+      shm_ = std::make_unique<OneSidedLane>(lane, std::move(engine), std::move(listener), metrics,
+                                            options_.spin, options_.peer_timeout);
       break;
     }
     case LaneClass::kRdma: {
       rdma_context_ = context;
       ASSIGN_OR_RETURN(auto engine, CreateUcxRmaEngine(context, /*shared_memory=*/false));
-      rdma_ = std::make_unique<OneSidedLane>(choice.lane, std::move(engine), nullptr, metrics,
+      rdma_ = std::make_unique<OneSidedLane>(lane, std::move(engine), nullptr, metrics,
                                              options_.spin, options_.peer_timeout);
       break;
     }
@@ -188,14 +196,19 @@ absl::Status Node::Init() {
                    ParseLanes(options_.lanes, HasRdmaDevices()));
   std::vector<std::string> names;
   for (const LaneChoice& choice : choices) {
-    const absl::Status added = AddLane(choice);
+    absl::Status added;
+    for (const std::string& tls : choice.tls) {
+      added = AddLane(choice.lane, tls);
+      if (added.ok()) break;
+    }
     if (added.ok()) {
       names.emplace_back(LaneClassName(choice.lane));
       continue;
     }
-    const absl::Status error(added.code(),
-                             absl::StrCat("lane ", LaneClassName(choice.lane), " (", choice.tls,
-                                          ") cannot be used here: ", added.message()));
+    const absl::Status error(
+        added.code(),
+        absl::StrCat("lane ", LaneClassName(choice.lane), " (", absl::StrJoin(choice.tls, " or "),
+                     ") cannot be used here: ", added.message()));
     // What was asked for by name must be there; "auto" makes do with what is, loudly.
     if (options_.lanes != "auto") return error;
     LogWarn("transport: a lane is missing", {{"error", error.ToString()}});
