@@ -287,6 +287,7 @@ absl::Status FromProto(const v1::ReleaseResponse& in, kv::ReleaseResponse* out) 
 
 void ToProto(const kv::PutStartRequest& in, v1::PutStartRequest* out) {
   out->set_session_id(in.session_id);
+  out->set_put_id(in.put_id);
   out->mutable_items()->Reserve(in.items.size());
   for (const kv::PutItem& i : in.items) {
     v1::PutItem* item = out->add_items();
@@ -300,6 +301,7 @@ void ToProto(const kv::PutStartRequest& in, v1::PutStartRequest* out) {
 absl::Status FromProto(const v1::PutStartRequest& in, kv::PutStartRequest* out) {
   RETURN_IF_ERROR(CheckCount(in.items_size(), "items"));
   out->session_id = in.session_id();
+  out->put_id = in.put_id();
   out->items.resize(in.items_size());
   for (int i = 0; i < in.items_size(); ++i) {
     const v1::PutItem& item = in.items(i);
@@ -358,13 +360,14 @@ absl::Status FromProto(const v1::PutEndResponse& in, kv::PutEndResponse* out) {
 
 void ToProto(const kv::PutRevokeRequest& in, v1::PutRevokeRequest* out) {
   out->set_session_id(in.session_id);
-  KeysToProto(in.keys, out->mutable_keys());
+  out->mutable_generations()->Add(in.generations.begin(), in.generations.end());
   out->set_drained(in.drained);
 }
 absl::Status FromProto(const v1::PutRevokeRequest& in, kv::PutRevokeRequest* out) {
   out->session_id = in.session_id();
   out->drained = in.drained();
-  return KeysFromProto(in.keys(), &out->keys);
+  out->generations.assign(in.generations().begin(), in.generations().end());
+  return CheckCount(out->generations.size(), "generations");
 }
 void ToProto(const kv::PutRevokeResponse& in, v1::PutRevokeResponse* out) {
   StatusesToProto(in.statuses, out->mutable_statuses());

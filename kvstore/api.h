@@ -140,6 +140,7 @@ struct PutStartRequest {
   using Response = PutStartResponse;
   uint64_t session_id = 0;
   std::vector<PutItem> items;
+  uint64_t put_id = 0;  // tells a repeated call from another put of the same block
 };
 
 struct PutEndItem {
@@ -162,8 +163,8 @@ struct PutRevokeResponse {
 struct PutRevokeRequest {
   using Response = PutRevokeResponse;
   uint64_t session_id = 0;
-  std::vector<BlockKey> keys;
-  bool drained = false;  // no transfer into these blocks is under way
+  std::vector<uint64_t> generations;  // of the reservations
+  bool drained = false;               // no transfer into these blocks is under way
 };
 
 enum class EraseReason : uint8_t { kRequested = 1, kCorrupt = 2 };

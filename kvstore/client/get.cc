@@ -84,7 +84,7 @@ class NodeRead {
         link_(group.link),
         metrics_(metrics),
         statuses_(*statuses) {
-    if (link_ == nullptr) SetAll(group_.connection->why_down());
+    if (link_ == nullptr) SetAll(group_.why);
   }
 
   void StartPin(Duration pin_ttl, Time deadline, CallBarrier* barrier) {

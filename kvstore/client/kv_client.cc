@@ -48,7 +48,7 @@ std::vector<absl::StatusOr<typename Request::Response>> AskAll(const std::vector
   for (size_t g = 0; g < groups.size(); ++g) {
     const NodeGroup& group = groups[g];
     if (group.link == nullptr) {
-      answers[g] = group.connection->why_down();
+      answers[g] = group.why;
     } else {
       StartCall(group.link->stub.get(), make(group), deadline, &barrier, &answers[g]);
     }
@@ -103,8 +103,8 @@ absl::Status KvClientImpl::Start() {
   maintainer_.WaitFirstRound(SteadyClock::Get()->Now() + options_.connect_timeout);
   std::string why;
   for (const auto& c : connections_) {
-    const absl::Status down = c->why_down();
-    if (down.ok()) return down;
+    absl::Status down;
+    if (c->link(&down) != nullptr) return absl::OkStatus();
     absl::StrAppend(&why, why.empty() ? "" : "; ", down.message());
   }
   return absl::UnavailableError(why);
@@ -125,7 +125,7 @@ std::vector<NodeGroup> KvClientImpl::GroupByOwner(size_t count, F placement_of) 
   for (size_t n = 0; n < by_node.size(); ++n) {
     if (by_node[n].items.empty()) continue;
     by_node[n].connection = connections_[n].get();
-    by_node[n].link = connections_[n]->link();
+    by_node[n].link = connections_[n]->link(&by_node[n].why);
     groups.push_back(std::move(by_node[n]));
   }
   return groups;
@@ -188,7 +188,11 @@ absl::Status KvClientImpl::Erase(absl::Span<const BlockKey> keys,
 
 std::vector<KvNodeStats> KvClientImpl::Stats(Time deadline) {
   std::vector<NodeGroup> groups;
-  for (const auto& c : connections_) groups.push_back({c.get(), c->link(), {}});
+  for (const auto& c : connections_) {
+    groups.emplace_back();
+    groups.back().connection = c.get();
+    groups.back().link = c->link(&groups.back().why);
+  }
   const auto answers = AskAll<kv::StatsRequest>(
       groups, deadline, [](const NodeGroup&) { return kv::StatsRequest{}; });
   std::vector<KvNodeStats> out(groups.size());
@@ -246,8 +250,9 @@ absl::StatusOr<std::unique_ptr<PutBatch>> KvClientImpl::StartPut(absl::Span<cons
   const auto groups =
       GroupByOwner(items.size(), [&](size_t i) -> const BlockKey& { return items[i].placement; });
   const Time started = SteadyClock::Get()->Now();
+  const uint64_t put_id = next_put_.fetch_add(1);
   auto answers = AskAll<kv::PutStartRequest>(groups, deadline, [&](const NodeGroup& g) {
-    kv::PutStartRequest request{g.link->grant.session_id, {}};
+    kv::PutStartRequest request{g.link->grant.session_id, {}, put_id};
     for (size_t i : g.items)
       request.items.push_back(
           {items[i].key, items[i].parent, items[i].kind, items[i].size, items[i].ttl});

@@ -2,6 +2,7 @@
 // put_batch.h).
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
@@ -21,7 +22,8 @@ absl::StatusOr<std::unique_ptr<KvClient>> CreateKvClient(const KvClientOptions& 
 // The items of a call that one node serves.
 struct NodeGroup {
   NodeConnection* connection = nullptr;
-  LinkPtr link;               // null: the node is down
+  LinkPtr link;  // null: the node is down, `why` says so
+  absl::Status why;
   std::vector<size_t> items;  // indices in the call, ascending
 };
 
@@ -55,7 +57,8 @@ class KvClientImpl final : public KvClient {
   const Placement placement_;
   std::unique_ptr<KvClientMetrics> metrics_;
   std::vector<std::unique_ptr<NodeConnection>> connections_;  // in the order of members_
-  Maintainer maintainer_;                                     // last: its thread uses the others
+  std::atomic<uint64_t> next_put_{1};
+  Maintainer maintainer_;  // last: its thread uses the others
 };
 
 }  // namespace oscarkv

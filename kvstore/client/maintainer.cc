@@ -58,7 +58,7 @@ void Maintainer::Stop() {
   thread_.join();
   CallBarrier said_goodbye;
   for (State& state : states_) {
-    state.connection->Fail(state.connection->link(), absl::CancelledError("the client is closing"));
+    state.connection->Retire();
     for (const LinkPtr& link : state.connection->TakeFailedLinks()) CloseLink(link, &said_goodbye);
   }
   said_goodbye.Wait();

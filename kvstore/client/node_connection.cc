@@ -31,14 +31,10 @@ NodeConnection::NodeConnection(std::string node, std::shared_ptr<KvStub> stub,
   if (metrics_ != nullptr) metrics_->node_up.With({node_}).Set(0);
 }
 
-LinkPtr NodeConnection::link() const {
+LinkPtr NodeConnection::link(absl::Status* why) const {
   MutexLock lock(mu_);
+  if (link_ == nullptr && why != nullptr) *why = why_down_;
   return link_;
-}
-
-absl::Status NodeConnection::why_down() const {
-  MutexLock lock(mu_);
-  return link_ != nullptr ? absl::OkStatus() : why_down_;
 }
 
 void NodeConnection::Fail(const LinkPtr& link, const absl::Status& why) {
@@ -76,6 +72,14 @@ void NodeConnection::SetUp(LinkPtr link) {
 void NodeConnection::SetDown(const absl::Status& why) {
   MutexLock lock(mu_);
   why_down_ = absl::UnavailableError(absl::StrCat("kvstore node ", node_, ": ", why.ToString()));
+}
+
+void NodeConnection::Retire() {
+  MutexLock lock(mu_);
+  if (link_ == nullptr) return;
+  failed_.push_back(std::move(link_));
+  link_ = nullptr;
+  why_down_ = absl::UnavailableError("the client is closing");
 }
 
 std::vector<LinkPtr> NodeConnection::TakeFailedLinks() {

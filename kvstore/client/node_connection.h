@@ -59,10 +59,8 @@ class NodeConnection {
   const std::string& node() const { return node_; }
   const std::shared_ptr<KvStub>& stub() const { return stub_; }
 
-  // Null while down.
-  LinkPtr link() const;
-  // kUnavailable with the node's name and the reason; kOk while up.
-  absl::Status why_down() const;
+  // Null while down; then *why (may be null) is kUnavailable with the node's name and the reason.
+  LinkPtr link(absl::Status* why = nullptr) const;
 
   // The node did not do what it should: gives the link up. The maintainer closes it and makes a new
   // one. Does nothing when `link` is no longer the current one.
@@ -74,6 +72,7 @@ class NodeConnection {
   // For the maintainer.
   void SetUp(LinkPtr link);
   void SetDown(const absl::Status& why);  // an attempt to connect failed
+  void Retire();  // the client is closing: hands its link to TakeFailedLinks
   std::vector<LinkPtr> TakeFailedLinks();
   bool TakeSuspicion() { return suspect_.exchange(false); }
 

@@ -256,9 +256,9 @@ void PutBatchImpl::RevokeOpen(Node* node) {
     if (items_[i].state != Item::State::kOpen) continue;
     // After this nothing of ours is under way into the block: its memory can be reused at once.
     DrainOrClose(items_[i].handles, node->connection, node->link);
-    request.keys.push_back(keys_[i]);
+    request.generations.push_back(items_[i].generation);
   }
-  if (request.keys.empty()) return;
+  if (request.generations.empty()) return;
   request.session_id = node->link->grant.session_id;
   request.drained = true;
   // Nobody waits: if it does not arrive, the reservation expires.
@@ -268,6 +268,7 @@ void PutBatchImpl::RevokeOpen(Node* node) {
 
 PutBatchImpl::~PutBatchImpl() {
   for (Node& node : nodes_) RevokeOpen(&node);
+  items_.clear();  // their handles, before the links
 }
 
 }  // namespace oscarkv

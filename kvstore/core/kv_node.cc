@@ -146,7 +146,7 @@ void KvNode::EndSession(Session* session, bool drained) {
         ++it;
         continue;
       }
-      Abandon(*session, it->second, drained);
+      Abandon(session, it->second, drained);
       session->reservations.erase(it++);
     }
   }
@@ -356,7 +356,7 @@ void KvNode::ExpireInside(Session* session, Time now) {
         ++it;
         continue;
       }
-      Abandon(*session, it->second, /*drained=*/false);
+      Abandon(session, it->second, /*drained=*/false);
       if (metrics_ != nullptr) metrics_->put_expired->Increment();
       session->reservations.erase(it++);
     }

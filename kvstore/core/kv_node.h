@@ -117,8 +117,8 @@ class KvNode {
   void SetGauges(Time now);
 
   // Puts (kv_node_put.cc).
-  absl::StatusOr<Reservation> StartOne(Session* session, const kv::PutItem& item, Time now)
-      REQUIRES(session->mu);
+  absl::StatusOr<Reservation> StartOne(Session* session, const kv::PutItem& item, uint64_t put_id,
+                                       Time now) REQUIRES(session->mu);
   absl::Status EndOne(Session* session, const kv::PutEndItem& item, Time now);
   // *consumed: the extent no longer belongs to the reservation.
   absl::Status CheckAndInsert(Session* session, const Reservation& reservation,
@@ -131,7 +131,10 @@ class KvNode {
   bool EvictOf(Tenant* tenant, Time now);
   void EvictToWatermark(Time now);
   void FreeExtent(const Extent& extent, Tenant* tenant, uint64_t charged);
-  void Abandon(const Session& session, const Reservation& reservation, bool drained);
+  // Both leave the entry in session->reservations to the caller.
+  void Forget(Session* session, const Reservation& reservation) REQUIRES(session->mu);
+  void Abandon(Session* session, const Reservation& reservation, bool drained)
+      REQUIRES(session->mu);
   void FreeQuarantine(Time now, std::optional<uint64_t> closed_session);
 
   const KvNodeOptions options_;

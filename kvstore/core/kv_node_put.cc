@@ -60,7 +60,8 @@ absl::Status KvNode::Handle(const kv::PutStartRequest& request, kv::PutStartResp
   MutexLock lock(session->mu);
   if (session->closed) return absl::UnauthenticatedError("the session was closed: open a new one");
   for (size_t i = 0; i < n; ++i) {
-    const absl::StatusOr<Reservation> reservation = StartOne(session.get(), request.items[i], now);
+    const absl::StatusOr<Reservation> reservation =
+        StartOne(session.get(), request.items[i], request.put_id, now);
     response->statuses[i] = reservation.status();
     if (reservation.ok()) {
       response->offsets[i] = reservation->extent.offset;
@@ -72,24 +73,28 @@ absl::Status KvNode::Handle(const kv::PutStartRequest& request, kv::PutStartResp
   return absl::OkStatus();
 }
 
-absl::StatusOr<Reservation> KvNode::StartOne(Session* session, const kv::PutItem& item, Time now) {
+absl::StatusOr<Reservation> KvNode::StartOne(Session* session, const kv::PutItem& item,
+                                             uint64_t put_id, Time now) {
   if (item.key.empty() || !ValidKind(item.kind) || item.ttl < Duration(0) ||
       item.parent == item.key) {
     return absl::InvalidArgumentError(
         "put item: expected a key, another parent, a kind 1..3 and a ttl of 0 or more");
   }
-  if (const auto it = session->reservations.find(item.key); it != session->reservations.end()) {
-    Reservation& old = it->second;  // a repeated call
-    if (old.item.size == item.size && old.item.kind == item.kind && old.item.parent == item.parent)
+  if (const auto it = session->started.find({item.key, put_id}); it != session->started.end()) {
+    const Reservation& old = session->reservations[it->second];  // a repeated call
+    if (old.item.size == item.size && old.item.kind == item.kind &&
+        old.item.parent == item.parent) {
       return old;
-    return absl::FailedPreconditionError(absl::StrCat(
-        "the session reserved this block with ", old.item.size, " bytes and now asks for ",
-        item.size, ", or differs in kind or parent: revoke first"));
+    }
+    return absl::FailedPreconditionError(
+        absl::StrCat("this put reserved the block with ", old.item.size, " bytes and now asks for ",
+                     item.size, ", or differs in kind or parent: revoke first"));
   }
   if (index_.Refresh(item.key, item.ttl, now)) return absl::AlreadyExistsError("stored");
   ASSIGN_OR_RETURN(const uint32_t size_class, allocator_->ClassOf(item.size));
   Reservation r;
   r.item = item;
+  r.put_id = put_id;
   r.charged = allocator_->ClassBytes(size_class);
   index_.Expect(item.parent);  // first: the room must not come from the parent
   absl::StatusOr<Extent> extent = Reserve(session->tenant, size_class, r.charged, item.key, now);
@@ -101,7 +106,8 @@ absl::StatusOr<Reservation> KvNode::StartOne(Session* session, const kv::PutItem
   r.started = now;
   r.expires = now + options_.put_ttl;
   reserved_bytes_.fetch_add(r.charged, std::memory_order_relaxed);
-  session->reservations[item.key] = r;
+  session->started[{item.key, put_id}] = r.extent.generation;
+  session->reservations[r.extent.generation] = r;
   return r;
 }
 
@@ -193,8 +199,8 @@ absl::Status KvNode::EndOne(Session* session, const kv::PutEndItem& item, Time n
   Reservation reservation;
   {
     MutexLock lock(session->mu);
-    const auto it = session->reservations.find(item.key);
-    if (it == session->reservations.end() || it->second.extent.generation != item.generation) {
+    const auto it = session->reservations.find(item.generation);
+    if (it == session->reservations.end() || it->second.item.key != item.key) {
       // A repeated PutEnd, or another writer was first: equal keys mean equal bytes.
       if (index_.Contains(item.key, now)) return absl::OkStatus();
       return absl::NotFoundError(
@@ -208,13 +214,13 @@ absl::Status KvNode::EndOne(Session* session, const kv::PutEndItem& item, Time n
   bool consumed = false;
   const absl::Status status = CheckAndInsert(session, reservation, item.slices, now, &consumed);
   MutexLock lock(session->mu);
-  const auto it = session->reservations.find(item.key);
+  const auto it = session->reservations.find(item.generation);
   if (consumed) {
-    reserved_bytes_.fetch_sub(reservation.charged, std::memory_order_relaxed);
+    Forget(session, reservation);
     session->reservations.erase(it);
     if (metrics_ != nullptr && status.ok()) metrics_->put_committed->Increment();
   } else if (session->closed) {
-    Abandon(*session, reservation, /*drained=*/false);
+    Abandon(session, reservation, /*drained=*/false);
     session->reservations.erase(it);
   } else {
     it->second.committing = false;  // the writer may correct it, or revoke
@@ -267,23 +273,23 @@ absl::Status KvNode::VerifyBytes(const Extent& extent, const kv::SliceTable& sli
 }
 
 absl::Status KvNode::Handle(const kv::PutRevokeRequest& request, kv::PutRevokeResponse* response) {
-  if (request.keys.size() > kv::kMaxItemsPerCall) {
+  const size_t n = request.generations.size();
+  if (n > kv::kMaxItemsPerCall) {
     return absl::InvalidArgumentError(
-        absl::StrCat(request.keys.size(), " keys in one call: at most ", kv::kMaxItemsPerCall));
+        absl::StrCat(n, " reservations in one call: at most ", kv::kMaxItemsPerCall));
   }
   ASSIGN_OR_RETURN(const auto session, FindSession(request.session_id));
-  response->statuses.assign(request.keys.size(), absl::OkStatus());
+  response->statuses.assign(n, absl::OkStatus());
   MutexLock lock(session->mu);
-  for (size_t i = 0; i < request.keys.size(); ++i) {
-    const auto it = session->reservations.find(request.keys[i]);
-    if (it == session->reservations.end())
-      continue;  // revoked before, expired or committed: nothing is reserved
+  for (size_t i = 0; i < n; ++i) {
+    const auto it = session->reservations.find(request.generations[i]);
+    if (it == session->reservations.end()) continue;  // revoked, expired or committed before
     if (it->second.committing) {
       response->statuses[i] =
           absl::UnavailableError("a PutEnd of this block is under way: try again");
       continue;
     }
-    Abandon(*session, it->second, request.drained);
+    Abandon(session.get(), it->second, request.drained);
     session->reservations.erase(it);
     if (metrics_ != nullptr) metrics_->put_revoked->Increment();
   }
@@ -294,8 +300,8 @@ absl::Status KvNode::WriteReserved(uint64_t session_id, const kv::WriteChunk& ch
                                    absl::Span<const uint8_t> data) {
   ASSIGN_OR_RETURN(const auto session, FindSession(session_id));
   MutexLock lock(session->mu);
-  const auto it = session->reservations.find(chunk.key);
-  if (it == session->reservations.end() || it->second.extent.generation != chunk.generation ||
+  const auto it = session->reservations.find(chunk.generation);
+  if (it == session->reservations.end() || it->second.item.key != chunk.key ||
       it->second.committing) {
     return absl::NotFoundError(
         "no such reservation: it expired, was revoked or is being committed");
@@ -318,14 +324,19 @@ void KvNode::FreeExtent(const Extent& extent, Tenant* tenant, uint64_t charged) 
   tenant->used_bytes.fetch_sub(charged, std::memory_order_relaxed);
 }
 
-void KvNode::Abandon(const Session& session, const Reservation& r, bool drained) {
+void KvNode::Forget(Session* session, const Reservation& r) {
   reserved_bytes_.fetch_sub(r.charged, std::memory_order_relaxed);
+  session->started.erase({r.item.key, r.put_id});
+}
+
+void KvNode::Abandon(Session* session, const Reservation& r, bool drained) {
+  Forget(session, r);
   index_.Unexpect(r.item.parent);
-  if (drained) return FreeExtent(r.extent, session.tenant, r.charged);
+  if (drained) return FreeExtent(r.extent, session->tenant, r.charged);
   MutexLock lock(quarantine_mu_);
   quarantined_bytes_ += r.charged;
   quarantine_.push_back(
-      {r.extent, session.tenant, r.charged, session.id, r.started + 2 * options_.put_ttl});
+      {r.extent, session->tenant, r.charged, session->id, r.started + 2 * options_.put_ttl});
 }
 
 void KvNode::FreeQuarantine(Time now, std::optional<uint64_t> closed_session) {

@@ -10,10 +10,11 @@
 
 namespace oscarkv {
 
-// Memory promised to a writer. Not in the index: two sessions may write the same block, the first
+// Memory promised to a writer. Not in the index: several puts may write the same block, the first
 // PutEnd wins.
 struct Reservation {
   kv::PutItem item;
+  uint64_t put_id = 0;
   Extent extent;
   uint64_t charged = 0;
   Time started{};
@@ -39,7 +40,9 @@ struct Session {
   bool closed GUARDED_BY(mu) = false;
   Time expires GUARDED_BY(mu){};
   uint64_t next_pin GUARDED_BY(mu) = 1;
-  absl::flat_hash_map<BlockKey, Reservation> reservations GUARDED_BY(mu);
+  absl::flat_hash_map<uint64_t, Reservation> reservations GUARDED_BY(mu);  // by generation
+  absl::flat_hash_map<std::pair<BlockKey, uint64_t>, uint64_t> started
+      GUARDED_BY(mu);  // (key, put id) -> generation
   absl::flat_hash_map<uint64_t, Pin> pins GUARDED_BY(mu);
 };
 

@@ -52,7 +52,7 @@ TEST(KvNodeTest, RepeatedCallsHaveTheEffectOfOne) {
   EXPECT_TRUE(n.End(key, first.generation, Table(bytes)).ok());
   EXPECT_TRUE(n.End(key, first.generation, Table(bytes)).ok());
   EXPECT_EQ(n.Start(Item(key)).status.code(), absl::StatusCode::kAlreadyExists);
-  EXPECT_TRUE(n.Revoke(key, true).ok()) << "of a committed block: nothing happens";
+  EXPECT_TRUE(n.Revoke(first.generation, true).ok()) << "of a committed block: nothing happens";
   EXPECT_TRUE(n.Exists(key));
   EXPECT_EQ(n.Stats().used_bytes, used);
 }
@@ -79,6 +79,18 @@ TEST(KvNodeTest, TwoWritersOfABlock) {
   EXPECT_EQ(n.Stats().reserved_bytes, 0u);
   ASSERT_TRUE(n.Erase(key).ok());
   EXPECT_EQ(n.Stats().used_bytes, 0u) << "the loser's memory came back";
+}
+
+TEST(KvNodeTest, TwoPutsOfOneSessionDoNotShareMemory) {
+  TestNode n;
+  const BlockKey key = Key(1);
+  const auto one = n.Start(Item(key), 0, /*put_id=*/1), two = n.Start(Item(key), 0, /*put_id=*/2);
+  ASSERT_TRUE(one.status.ok() && two.status.ok());
+  EXPECT_NE(one.offset, two.offset);
+  ASSERT_TRUE(n.Revoke(one.generation, true).ok());
+  const std::string bytes = Bytes(key, kSize);
+  n.WriteArena(two.offset, bytes);
+  EXPECT_TRUE(n.End(key, two.generation, Table(bytes)).ok());
 }
 
 TEST(KvNodeTest, SliceTablesMustCoverTheBlock) {
@@ -251,11 +263,11 @@ TEST(KvNodeTest, ALateWriteNeverLandsInANewOwner) {
 
 TEST(KvNodeTest, RevokingSaysWhetherWritesMayBeUnderWay) {
   TestNode n;
-  ASSERT_TRUE(n.Start(Item(Key(1))).status.ok());
-  ASSERT_TRUE(n.Start(Item(Key(2))).status.ok());
-  ASSERT_TRUE(n.Revoke(Key(1), /*drained=*/true).ok());
+  const auto one = n.Start(Item(Key(1))), two = n.Start(Item(Key(2)));
+  ASSERT_TRUE(one.status.ok() && two.status.ok());
+  ASSERT_TRUE(n.Revoke(one.generation, /*drained=*/true).ok());
   EXPECT_EQ(n.Stats().quarantined_bytes, 0u);
-  ASSERT_TRUE(n.Revoke(Key(2), /*drained=*/false).ok());
+  ASSERT_TRUE(n.Revoke(two.generation, /*drained=*/false).ok());
   EXPECT_GT(n.Stats().quarantined_bytes, 0u);
   EXPECT_EQ(n.Stats().reserved_bytes, 0u);
   n.Pass(seconds(121));
@@ -265,9 +277,10 @@ TEST(KvNodeTest, RevokingSaysWhetherWritesMayBeUnderWay) {
 TEST(KvNodeTest, ClosingASessionFreesItsQuarantineExpiringItDoesNot) {
   TestNode n;
   const uint64_t closing = n.Open("closing"), dying = n.Open("dying");
-  ASSERT_TRUE(n.Start(Item(Key(1)), closing).status.ok());
+  const auto revoked = n.Start(Item(Key(1)), closing);
+  ASSERT_TRUE(revoked.status.ok());
   ASSERT_TRUE(n.Start(Item(Key(2)), closing).status.ok());
-  ASSERT_TRUE(n.Revoke(Key(1), /*drained=*/false, closing).ok());
+  ASSERT_TRUE(n.Revoke(revoked.generation, /*drained=*/false, closing).ok());
   kv::CloseSessionResponse closed;
   ASSERT_TRUE(n.node().Handle(kv::CloseSessionRequest{closing}, &closed).ok());
   EXPECT_EQ(n.Stats().used_bytes, 0u);

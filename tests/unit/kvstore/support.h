@@ -83,9 +83,10 @@ class TestNode {
     absl::Status status;
     uint64_t offset = 0, generation = 0;
   };
-  Place Start(const kv::PutItem& item, uint64_t session = 0) {
+  Place Start(const kv::PutItem& item, uint64_t session = 0, uint64_t put_id = 1) {
     kv::PutStartResponse response;
-    const absl::Status status = node_.Handle(kv::PutStartRequest{Or(session), {item}}, &response);
+    const absl::Status status =
+        node_.Handle(kv::PutStartRequest{Or(session), {item}, put_id}, &response);
     if (!status.ok()) return {status};
     return {response.statuses[0], response.offsets[0], response.generations[0]};
   }
@@ -115,10 +116,10 @@ class TestNode {
     }
     return absl::OkStatus();
   }
-  absl::Status Revoke(const BlockKey& key, bool drained, uint64_t session = 0) {
+  absl::Status Revoke(uint64_t generation, bool drained, uint64_t session = 0) {
     kv::PutRevokeResponse response;
     const absl::Status status =
-        node_.Handle(kv::PutRevokeRequest{Or(session), {key}, drained}, &response);
+        node_.Handle(kv::PutRevokeRequest{Or(session), {generation}, drained}, &response);
     return status.ok() ? response.statuses[0] : status;
   }
 
