@@ -1,8 +1,9 @@
-// Where a worker keeps KV blocks: two pools of fixed-size slots (2-bit pages, bf16 blocks) in memory that the transport
-// registered, and the table of a sequence's blocks.
+// Where a worker keeps KV blocks: two pools of fixed-size slots (2-bit pages, bf16 blocks) in
+// memory that the transport registered, and the table of a sequence's blocks.
 //
-// A page slot holds a whole block, [layer][kv_head][PageHeadBytes]; a bf16 slot [layer][K,V][kv_head][64][head_dim]: the body
-// formats of docs/block_format.md, so that one transfer fills a slot.
+// A page slot holds a whole block, [layer][kv_head][PageHeadBytes]; a bf16 slot
+// [layer][K,V][kv_head][64][head_dim]: the body formats of docs/block_format.md, so that one
+// transfer fills a slot.
 #pragma once
 
 #include <cstdint>
@@ -17,23 +18,26 @@ namespace oscarkv {
 
 inline constexpr int kBlockTokens = kernels::kPageTokens;  // 64
 inline constexpr int kSinkBlocks = 1;                      // block 0 stays bf16
-inline constexpr int kWindowBlocks = 4;                    // recent window: 4 full blocks and the one being filled
+inline constexpr int kWindowBlocks = 4;  // recent window: 4 full blocks and the one being filled
 
 // Block index of a position.
-inline int BlockOf(int position) { return position / kBlockTokens; }
-// The first block that a query at `position` attends in bf16 behind the sink: blocks [1, FirstWindowBlock) are attended as 2-bit
-// pages. The window is a function of the query's tile: with Q = position / 64, blocks Q-4..Q.
+inline int BlockOf(int position) {
+  return position / kBlockTokens;
+}
+// The first block that a query at `position` attends in bf16 behind the sink: blocks [1,
+// FirstWindowBlock) are attended as 2-bit pages. The window is a function of the query's tile: with
+// Q = position / 64, blocks Q-4..Q.
 inline int FirstWindowBlock(int position) {
   const int first = BlockOf(position) - kWindowBlocks;
   return first < kSinkBlocks ? kSinkBlocks : first;
 }
 
-// Thread-safe allocation; the bytes of a slot belong to whoever holds its id. Freeing a slot that is not allocated would hand
-// one sequence's KV to another: it aborts the process.
+// Thread-safe allocation; the bytes of a slot belong to whoever holds its id. Freeing a slot that
+// is not allocated would hand one sequence's KV to another: it aborts the process.
 class KvPool {
  public:
-  // `pages` and `blocks`: 128-byte aligned memory that outlives the pool; as many slots as fit. PageBytes() and Bf16BlockBytes()
-  // of both models are multiples of 128.
+  // `pages` and `blocks`: 128-byte aligned memory that outlives the pool; as many slots as fit.
+  // PageBytes() and Bf16BlockBytes() of both models are multiples of 128.
   KvPool(const kernels::KvShape& shape, absl::Span<uint8_t> pages, absl::Span<uint8_t> blocks);
 
   // A slot id, or -1 when none is free. Contents are unspecified.
@@ -42,10 +46,15 @@ class KvPool {
   void FreePage(int32_t id);
   void FreeBlock(int32_t id);
 
-  uint8_t* page(int32_t id) const { return pages_.data() + static_cast<size_t>(id) * shape_.PageBytes(); }
-  uint8_t* page_layer(int32_t id, int layer) const { return page(id) + layer * shape_.PageLayerBytes(); }
+  uint8_t* page(int32_t id) const {
+    return pages_.data() + static_cast<size_t>(id) * shape_.PageBytes();
+  }
+  uint8_t* page_layer(int32_t id, int layer) const {
+    return page(id) + layer * shape_.PageLayerBytes();
+  }
   kernels::Bf16* block(int32_t id) const {
-    return reinterpret_cast<kernels::Bf16*>(blocks_.data() + static_cast<size_t>(id) * shape_.Bf16BlockBytes());
+    return reinterpret_cast<kernels::Bf16*>(blocks_.data() +
+                                            static_cast<size_t>(id) * shape_.Bf16BlockBytes());
   }
   kernels::Bf16* block_layer(int32_t id, int layer) const {
     return block(id) + static_cast<size_t>(layer) * shape_.Bf16LayerBytes() / 2;
@@ -82,7 +91,8 @@ struct BlockSlots {
   int32_t block = -1;
 };
 
-// The blocks of one sequence; frees its slots on destruction. Not thread-safe: one worker thread owns it.
+// The blocks of one sequence; frees its slots on destruction. Not thread-safe: one worker thread
+// owns it.
 class SequenceKv {
  public:
   explicit SequenceKv(KvPool* pool) : pool_(pool) {}

@@ -1,8 +1,9 @@
 // Runs a model: prefill of chunks and decode steps over sequences whose KV lies in a KvPool.
 //
-// Semantics (docs/block_format.md): the query at position t attends the sink (block 0) in bf16, blocks [1, FirstWindowBlock(t)) as
-// their 2-bit pages, the rest in bf16. With the bf16 profile every block stays bf16. As soon as a block (after the sink) is full,
-// the runner encodes its page; the owner of the sequence decides when the bf16 copy may go.
+// Semantics (docs/block_format.md): the query at position t attends the sink (block 0) in bf16,
+// blocks [1, FirstWindowBlock(t)) as their 2-bit pages, the rest in bf16. With the bf16 profile
+// every block stays bf16. As soon as a block (after the sink) is full, the runner encodes its page;
+// the owner of the sequence decides when the bf16 copy may go.
 #pragma once
 
 #include <cstdint>
@@ -22,15 +23,18 @@ namespace oscarkv {
 
 enum class PrefillHistory {
   kExact,      // inside a prompt everything is attended unquantised (as OSCAR does)
-  kCanonical,  // as decode does: blocks out of the window are attended as their encode-decode copies
+  kCanonical,  // as decode does: blocks out of the window are attended as their encode-decode
+               // copies
 };
 
 struct PrefillChunk {
   absl::Span<const int32_t> tokens;  // at positions [start, start + size)
   int start = 0;
-  SequenceKv* kv = nullptr;  // blocks of positions < start filled (page or bf16 as available); slots of this chunk's blocks
-                             // present: bf16 for each, pages for those it completes (profile not kBf16, block >= 1)
-  // Called after a layer's K, V and pages of this chunk are final, from the calling thread; may be empty.
+  SequenceKv* kv = nullptr;  // blocks of positions < start filled (page or bf16 as available);
+                             // slots of this chunk's blocks present: bf16 for each, pages for those
+                             // it completes (profile not kBf16, block >= 1)
+  // Called after a layer's K, V and pages of this chunk are final, from the calling thread; may be
+  // empty.
   std::function<void(int layer)> on_layer;
   bool want_logits = false;      // of the last token
   bool want_all_argmax = false;  // argmax of every position (golden checks)
@@ -44,12 +48,13 @@ struct PrefillOutput {
 
 struct DecodeInput {
   int32_t token = 0;
-  int position = 0;           // where `token` stands; its K and V are written there
-  SequenceKv* kv = nullptr;   // bf16 slot of block position/64 present; page slot too when position % 64 == 63 (and it is coded)
+  int position = 0;          // where `token` stands; its K and V are written there
+  SequenceKv* kv = nullptr;  // bf16 slot of block position/64 present; page slot too when position
+                             // % 64 == 63 (and it is coded)
 };
 
-// Not thread-safe: one thread runs it at a time; several runners may share weights' memory (Transformer::Clone is not needed: one
-// per process).
+// Not thread-safe: one thread runs it at a time; several runners may share weights' memory
+// (Transformer::Clone is not needed: one per process).
 class ModelRunner {
  public:
   virtual ~ModelRunner() = default;
@@ -57,8 +62,10 @@ class ModelRunner {
   virtual const KvCodec& codec() const = 0;
   virtual PrefillHistory prefill_history() const = 0;
   virtual absl::StatusOr<PrefillOutput> Prefill(const PrefillChunk& chunk) = 0;
-  // logits: [batch][vocab], resized. A sequence whose K or V became Inf or NaN gets NaN logits; the others go on.
-  virtual absl::Status DecodeStep(absl::Span<const DecodeInput> batch, std::vector<float>* logits) = 0;
+  // logits: [batch][vocab], resized. A sequence whose K or V became Inf or NaN gets NaN logits; the
+  // others go on.
+  virtual absl::Status DecodeStep(absl::Span<const DecodeInput> batch,
+                                  std::vector<float>* logits) = 0;
 };
 
 struct TransformerOptions {
@@ -66,7 +73,8 @@ struct TransformerOptions {
   kernels::Backend backend = kernels::Backend::kCpu;
   PrefillHistory history = PrefillHistory::kExact;
   int threads = 1;  // for attention and matrix products
-  // Keeps K and V in fp32 during prefill instead of bf16, for comparisons with fp32 goldens; no pages, no decode over them.
+  // Keeps K and V in fp32 during prefill instead of bf16, for comparisons with fp32 goldens; no
+  // pages, no decode over them.
   bool fp32_kv = false;
   std::function<void(double)> progress;  // share of the weights loaded, 0..1; may be empty
 };
@@ -76,7 +84,8 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> LoadTransformer(const std::string& 
                                                              std::shared_ptr<const KvCodec> codec,
                                                              const TransformerOptions& options);
 
-// Digest of what decides a model's K and V: the shape fields of config.json, tensor names, types, shapes and bytes.
+// Digest of what decides a model's K and V: the shape fields of config.json, tensor names, types,
+// shapes and bytes.
 absl::StatusOr<Sha256Digest> ModelFingerprint(const std::string& model_dir);
 
 }  // namespace oscarkv
