@@ -10,11 +10,24 @@ namespace {
 // weights are not cut.
 constexpr int64_t kSliceChannels = 64;
 
+// Rows 0..m-1 of out: x in bf16; rows m..2m-1: what that lacks, itself to be rounded to bf16 by the
+// product. count = m * k.
+void Split(const float* x, int64_t count, float* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float high = kernels::ToFloat(kernels::ToBf16(x[i]));
+    out[i] = high;
+    out[count + i] = x[i] - high;  // exact
+  }
+}
+
 }  // namespace
 
 Linear::Linear(const float* weight, int64_t n, int64_t k, std::vector<float> bias,
-               kernels::Compute compute, int slices)
-    : n_(n), bias_(std::move(bias)) {
+               kernels::Compute compute, Operand operand, int slices)
+    : n_(n),
+      k_(k),
+      split_(compute == kernels::Compute::kBf16 && operand == Operand::kSplit),
+      bias_(std::move(bias)) {
   const int64_t blocks = (n + kSliceChannels - 1) / kSliceChannels;
   const int64_t count = std::clamp<int64_t>(slices, 1, blocks);
   for (int64_t i = 0; i < count; ++i) {
@@ -26,6 +39,12 @@ Linear::Linear(const float* weight, int64_t n, int64_t k, std::vector<float> bia
 }
 
 void Linear::Run(const float* x, int64_t m, float* y, kernels::Executor* executor) const {
+  thread_local std::vector<float> halves;
+  if (split_) {
+    halves.resize(2 * m * k_);
+    Split(x, m * k_, halves.data());
+    x = halves.data();
+  }
   if (executor == nullptr || slices_.size() == 1) {
     for (const Slice& slice : slices_) RunSlice(slice, x, m, y);
     return;
@@ -37,16 +56,22 @@ void Linear::Run(const float* x, int64_t m, float* y, kernels::Executor* executo
 void Linear::RunSlice(const Slice& slice, const float* x, int64_t m, float* y) const {
   const float* bias = bias_.empty() ? nullptr : bias_.data() + slice.first;
   const int64_t width = slice.weight->n();
-  if (m == 1 || width == n_) {
+  if (!split_ && (m == 1 || width == n_)) {
     slice.weight->Run(x, m, bias, y + slice.first);
     return;
   }
   // A product's output is dense, this slice's place in y is not.
   thread_local std::vector<float> dense;
-  dense.resize(m * width);
-  slice.weight->Run(x, m, bias, dense.data());
+  dense.resize((split_ ? 2 : 1) * m * width);
+  slice.weight->Run(x, split_ ? 2 * m : m, split_ ? nullptr : bias, dense.data());
   for (int64_t i = 0; i < m; ++i) {
-    std::memcpy(y + i * n_ + slice.first, dense.data() + i * width, width * sizeof(float));
+    const float* from = dense.data() + i * width;
+    float* to = y + i * n_ + slice.first;
+    std::memcpy(to, from, width * sizeof(float));
+    if (!split_) continue;
+    const float* rest = from + m * width;
+    for (int64_t c = 0; c < width; ++c) to[c] += rest[c];
+    for (int64_t c = 0; bias != nullptr && c < width; ++c) to[c] += bias[c];
   }
 }
 

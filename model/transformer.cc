@@ -56,6 +56,7 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> LoadTransformer(const std::string& 
 absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Load(const std::string& model_dir,
                                                                std::shared_ptr<const KvCodec> codec,
                                                                const TransformerOptions& options) {
+  if (codec == nullptr) return absl::InvalidArgumentError("a transformer needs a codec");
   ASSIGN_OR_RETURN(ModelConfig config, LoadModelConfig(model_dir));
   RETURN_IF_ERROR(CheckOptions(config, *codec, options));
   ASSIGN_OR_RETURN(std::vector<float> inv_freq,

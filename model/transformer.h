@@ -3,8 +3,9 @@
 // A chunk or a batch runs layer by layer. Within a layer, all that concerns a token alone (norms,
 // products, rotary embedding, rotation, rounding, MLP) runs over *tiles*: rows of one 64-token
 // block, so that a tile's bf16 K and V fill one block slot and its thread encodes the page right
-// away. Tiles are cut at multiples of 64 positions whatever the chunk; together with products whose
-// rows do not depend on each other (linear.h) this makes K and V independent of the chunk size.
+// away. Tiles are cut at multiples of 64 positions: with chunks that are cut there too, a token's K
+// and V come from the same products whatever the chunk size, and are the same bits. Where rows of a
+// product do not depend on each other (linear.h) any chunk, batch and number of threads will do.
 #pragma once
 
 #include <functional>

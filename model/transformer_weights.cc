@@ -16,12 +16,6 @@
 namespace oscarkv {
 namespace {
 
-// Q, K and V are made by fp32 products whatever the compute type. Their rounding errors go through
-// the softmax's exponent: with bf16 operands they alone cost a golden model of random weights 1.3 %
-// of its argmaxes, as much as all other products together; here they cost a quarter of the
-// products' time, and W_V with the rotation folded in is not rounded to bf16 at all.
-constexpr kernels::Compute kQkvCompute = kernels::Compute::kFp32;
-
 // A double to fp32 such that a further rounding to bf16 (if `compute` is that) gives the bf16
 // nearest to the double: two roundings differ from one only where the fp32 value fell on a tie of
 // bf16 by the first rounding.
@@ -75,7 +69,7 @@ class Loader {
     } else {
       ASSIGN_OR_RETURN(embedding, Read("lm_head.weight", {config_.vocab_size, h}));
     }
-    w.lm_head = Pack(embedding, config_.vocab_size, h, {}, options_.compute);
+    w.lm_head = Pack(embedding, config_.vocab_size, h, {});
     embedding = {};
     ASSIGN_OR_RETURN(w.final_norm, Read("model.norm.weight", {h}));
     for (int layer = 0; layer < config_.num_layers; ++layer) {
@@ -96,9 +90,9 @@ class Loader {
   }
 
   Linear Pack(const std::vector<float>& weight, int64_t n, int64_t k, std::vector<float> bias,
-              kernels::Compute compute) const {
+              Operand operand = Operand::kRounded) const {
     const int slices = options_.executor == nullptr ? 1 : options_.executor->num_threads();
-    return Linear(weight.data(), n, k, std::move(bias), compute, slices);
+    return Linear(weight.data(), n, k, std::move(bias), options_.compute, operand, slices);
   }
 
   // Appends [rows, columns] of NAME.weight and, where it has one, NAME.bias.
@@ -129,13 +123,12 @@ class Loader {
                            &weight, &bias));
     RETURN_IF_ERROR(Append(prefix + "mlp.up_proj", c.intermediate_size, c.hidden_size, c.mlp_bias,
                            &weight, &bias));
-    w->gate_up =
-        Pack(weight, 2 * c.intermediate_size, c.hidden_size, std::move(bias), options_.compute);
+    w->gate_up = Pack(weight, 2 * c.intermediate_size, c.hidden_size, std::move(bias));
     weight.clear();
     bias.clear();
     RETURN_IF_ERROR(Append(prefix + "mlp.down_proj", c.hidden_size, c.intermediate_size, c.mlp_bias,
                            &weight, &bias));
-    w->down = Pack(weight, c.hidden_size, c.intermediate_size, std::move(bias), options_.compute);
+    w->down = Pack(weight, c.hidden_size, c.intermediate_size, std::move(bias));
     return absl::OkStatus();
   }
 
@@ -157,19 +150,22 @@ class Loader {
       by_query_head.insert(by_query_head.end(), c.num_heads / c.num_kv_heads, by_kv_head.back());
     }
     float* v = weight.data() + static_cast<size_t>(q_rows + kv_rows) * c.hidden_size;
-    FoldIntoRows(by_kv_head, d, c.hidden_size, kQkvCompute, options_.executor, v);
+    FoldIntoRows(by_kv_head, d, c.hidden_size, options_.compute, options_.executor, v);
     if (!bias.empty()) {  // biases are added in fp32, whatever the operands' type
       FoldIntoRows(by_kv_head, d, 1, kernels::Compute::kFp32, nullptr,
                    bias.data() + q_rows + kv_rows);
     }
-    w->qkv = Pack(weight, qkv_rows, c.hidden_size, std::move(bias), kQkvCompute);
+    // Rounding errors of Q and K go through the softmax's exponent. With x rounded to bf16 they
+    // alone cost a golden model of random weights 1.3 % of its argmaxes, as much as all other
+    // products together.
+    w->qkv = Pack(weight, qkv_rows, c.hidden_size, std::move(bias), Operand::kSplit);
     weight.clear();
     bias.clear();
     RETURN_IF_ERROR(
         Append(prefix + "o_proj", c.hidden_size, q_rows, c.output_bias, &weight, &bias));
     FoldIntoColumns(by_query_head, d, c.hidden_size, options_.compute, options_.executor,
                     weight.data());
-    w->o = Pack(weight, c.hidden_size, q_rows, std::move(bias), options_.compute);
+    w->o = Pack(weight, c.hidden_size, q_rows, std::move(bias));
     PackKeyRotation(layer, w);
     return absl::OkStatus();
   }

@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <functional>
 #include <string>
+#include <utility>
 
 #include "tests/unit/model/tiny_model.h"
 
@@ -110,6 +111,27 @@ std::string StoredBytes(const SequenceKv& kv, int tokens, bool coded) {
   return bytes;
 }
 
+// Whether a row of this machine's products is the same bits whatever the number of rows beside it
+// (oneDNN with AVX-512: yes; older CPUs: no). Where it is not, only chunks that are cut at blocks
+// can be equal bit for bit.
+bool RowsAreIndependent(kernels::Compute compute) {
+  for (const auto& [n, k] :
+       {std::pair(1024, 192), std::pair(192, 512), std::pair(768, 192), std::pair(192, 384)}) {
+    std::vector<float> weight(n * k), x(64 * k), whole(64 * n);
+    for (size_t i = 0; i < weight.size(); ++i) weight[i] = static_cast<float>(std::sin(0.37 * i));
+    for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(std::cos(0.73 * i));
+    const auto packed = kernels::PackedWeight::Create(weight.data(), n, k, compute);
+    packed->Run(x.data(), 64, nullptr, whole.data());
+    for (int m : {1, 2, 3, 5, 8, 20, 36, 40, 128}) {
+      std::vector<float> rows(m * k), y(m * n);
+      for (int i = 0; i < m * k; ++i) rows[i] = x[i % x.size()];
+      packed->Run(rows.data(), m, nullptr, y.data());
+      if (!std::equal(y.begin(), y.begin() + std::min(m, 64) * n, whole.begin())) return false;
+    }
+  }
+  return true;
+}
+
 struct Agreement {
   float worst = 0;  // logit difference
   int positions = 0, agreeing = 0, clear_disagreeing = 0;
@@ -119,6 +141,7 @@ struct Agreement {
 // longer prompts. An argmax is clear when it leads by more than `clear`.
 Agreement DecodeAgainstPrefill(Transformer* model, int steps, float clear) {
   const bool coded = IsCoded(*model);
+  const bool rows_are_independent = RowsAreIndependent(kernels::Compute::kFp32);
   Agreement result;
   for (int length : {1, 63, 64, 65, 319, 320, 321, 383, 384, 385}) {
     const std::vector<int32_t> tokens =
@@ -139,7 +162,11 @@ Agreement DecodeAgainstPrefill(Transformer* model, int steps, float clear) {
       result.agreeing += agrees;
       result.clear_disagreeing += !agrees && Lead(expected.logits) > clear;
     }
-    EXPECT_TRUE(StoredBytes(kv, length, coded) == StoredBytes(whole, length, coded)) << length;
+    const int comparable = rows_are_independent ? length : length / kBlockTokens * kBlockTokens;
+    if (comparable > 0) {
+      EXPECT_TRUE(StoredBytes(kv, comparable, coded) == StoredBytes(whole, comparable, coded))
+          << length;
+    }
   }
   std::printf("worst difference %.2g, %d of %d argmaxes agree\n", result.worst, result.agreeing,
               result.positions);
@@ -152,7 +179,8 @@ class DecodeTest : public testing::TestWithParam<Setup> {};
 // their bits by decode and rounded to bf16 by prefill.
 TEST_P(DecodeTest, EqualsPrefillOfTheLongerPromptInTheReference) {
   const auto model = Load(GetParam(), kernels::Compute::kFp32, 1, kernels::Backend::kRef);
-  const float bound = IsCoded(*model) ? 0.06f : 1e-5f;
+  const bool rounds = IsCoded(*model) || !RowsAreIndependent(kernels::Compute::kFp32);
+  const float bound = rounds ? 0.06f : 1e-5f;
   const Agreement a = DecodeAgainstPrefill(model.get(), 1, bound);
   EXPECT_LT(a.worst, bound);
   EXPECT_EQ(a.clear_disagreeing, 0);
@@ -197,31 +225,36 @@ Prefilled PrefillAsAWorker(Transformer* model, const std::vector<int32_t>& token
   return result;
 }
 
-// K, V and pages are the same bits whatever the chunk size, aligned to blocks or not, and whatever
-// the number of threads. (Logits are those of the last tile, which attention computes in another
-// shape when a chunk begins within it.)
+// K, V and pages are the same bits whatever the chunk size. Where the products allow it this holds
+// for chunks cut within blocks and for any number of threads as well. (Logits are those of the last
+// tile, which attention computes in another shape when a chunk begins within it.)
 TEST_P(InvarianceTest, ChunkSizeAndThreads) {
   for (const auto compute : {kernels::Compute::kFp32, kernels::Compute::kBf16}) {
     const auto model = Load(GetParam(), compute);
     const std::vector<int32_t> tokens = RandomTokens(1300, model->config().vocab_size, 7);
     const Prefilled whole = PrefillAsAWorker(model.get(), tokens, 1300);
     ASSERT_FALSE(whole.bytes.empty());
-    for (int size : {64, 256, 960, 1000, 100}) {
+    for (int size : {64, 256, 960}) {
       const Prefilled chunked = PrefillAsAWorker(model.get(), tokens, size);
       EXPECT_TRUE(chunked.bytes == whole.bytes) << "chunks of " << size;
-      if (size % kBlockTokens == 0) {
-        EXPECT_EQ(chunked.logits, whole.logits) << "chunks of " << size;
-      }
+      EXPECT_EQ(chunked.logits, whole.logits) << "chunks of " << size;
+    }
+    if (!RowsAreIndependent(compute)) continue;
+    for (int size : {1000, 100}) {
+      EXPECT_TRUE(PrefillAsAWorker(model.get(), tokens, size).bytes == whole.bytes)
+          << "chunks of " << size;
     }
     const auto threaded = Load(GetParam(), compute, 3);
     EXPECT_TRUE(PrefillAsAWorker(threaded.get(), tokens, 256).bytes == whole.bytes) << "3 threads";
   }
 }
 
-// A sequence's logits do not depend on who else is in the batch.
+// A sequence's logits do not depend on who else is in the batch, up to rounding where the products
+// do not allow more.
 TEST_P(InvarianceTest, Batch) {
   for (const auto compute : {kernels::Compute::kFp32, kernels::Compute::kBf16}) {
     const auto model = Load(GetParam(), compute);
+    const bool exact = RowsAreIndependent(compute);
     const int vocab = model->config().vocab_size;
     TestPool pool(model->config().kv_shape(), 32, 64);
     std::vector<SequenceKv> alone, together;
@@ -241,8 +274,8 @@ TEST_P(InvarianceTest, Batch) {
       std::vector<float> own;
       ASSERT_TRUE(model->DecodeStep({{static_cast<int32_t>(i), lengths[i], &alone[i]}}, &own).ok());
       const absl::Span<const float> row = absl::MakeConstSpan(joint).subspan(i * vocab, vocab);
-      EXPECT_TRUE(std::equal(own.begin(), own.end(), row.begin()))
-          << i << ": " << MaxDifference(own, row);
+      EXPECT_LE(MaxDifference(own, row), exact ? 0.0f : 0.05f) << i;
+      if (!exact) continue;
       EXPECT_TRUE(StoredBytes(alone[i], lengths[i] + 1, IsCoded(*model)) ==
                   StoredBytes(together[i], lengths[i] + 1, IsCoded(*model)));
     }
