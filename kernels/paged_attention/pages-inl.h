@@ -77,7 +77,7 @@ class PageAttention {
   static constexpr int kRowVectors = kHeadDim / (4 * kLanes);
   // Two vectors of codes are multiplied at a time, so that a pattern of q is loaded once for both.
   static constexpr int kPairs = 4 * kRowVectors / 2;
-  // Root mean square error of a score, in units of base-2 logarithms, above which a tile takes all
+  // Root mean square error of a score, a base-2 logarithm, above which a tile takes all
   // digits of q.
   static constexpr float kScoreTolerance = 2e-4f;
   // Adding it to a float in [0, 2^22) leaves the nearest integer in the low bits.
@@ -173,7 +173,8 @@ class PageAttention {
     Softmax<kHeads>(h0, state);
     RoundWeights<kHeads>();
     for (int v = 0; v < kRowVectors; ++v) {
-      for (int p = 0; p < 4; p += kCodesAtOnce<kHeads>) Values<kHeads>(h0, v, p, state);
+      Values<kHeads, 0>(h0, v, state);
+      if constexpr (kCodesAtOnce<kHeads> == 2) Values<kHeads, 2>(h0, v, state);
     }
   }
 
@@ -346,7 +347,7 @@ class PageAttention {
   }
 
   template <int kHeads>
-  static constexpr int kCodesAtOnce = std::min(4, (kManyRegisters ? 8 : 4) / kHeads);
+  static constexpr int kCodesAtOnce = kHeads * 4 <= (kManyRegisters ? 8 : 4) ? 4 : 2;
 
   // Row j of a token block of V times the weights of its tokens.
   template <int kHeads, int kCodes>
@@ -368,9 +369,9 @@ class PageAttention {
     }
   }
 
-  // The channels of vector v with code positions from p0, over the whole tile.
-  template <int kHeads>
-  HWY_NOINLINE void Values(int h0, int v, int p0, SoftmaxState* state) {
+  // The channels of vector v with code positions from kFirst, over the whole tile.
+  template <int kHeads, int kFirst>
+  HWY_NOINLINE void Values(int h0, int v, SoftmaxState* state) {
     constexpr int kCodes = kCodesAtOnce<kHeads>;
     const FloatsTag d;
     const IntsTag d32;
@@ -384,7 +385,7 @@ class PageAttention {
           page_[t / kPageTokens] + CodesBytes(kHeadDim) + t % kPageTokens / 16 * 4 * kHeadDim;
       const auto row = [&](int j) HWY_ATTR {
         const Bytes codes = LoadRow(block, j, v);
-        return hn::BitCast(BytesTag(), hn::ShiftRightSame(hn::BitCast(d16, codes), 2 * p0));
+        return hn::BitCast(BytesTag(), hn::ShiftRight<2 * kFirst>(hn::BitCast(d16, codes)));
       };
       ValueRow<kHeads, kCodes>(row(0), t, sums);
       ValueRow<kHeads, kCodes>(row(1), t + 4, sums);
@@ -394,7 +395,7 @@ class PageAttention {
     for (int p = 0; p < kCodes; ++p) {
       for (int h = 0; h < kHeads; ++h) {
         const Ints dots = hn::Add(hn::ShiftLeft<8>(sums[p][h][0]), sums[p][h][1]);
-        float* out = state->out[h0 + h] + (4 * v + p0 + p) * kLanes;
+        float* out = state->out[h0 + h] + (4 * v + kFirst + p) * kLanes;
         const Floats unit = hn::Set(d, weight_unit_[h]);
         hn::Store(hn::MulAdd(hn::ConvertTo(d, dots), unit, hn::Load(d, out)), d, out);
       }
