@@ -8,6 +8,7 @@
 #include "kernels/q2_encode/op.h"
 #include "kernels/thread_pool.h"
 #include "tests/unit/kernels/random_data.h"
+#include "tests/unit/kernels/simd_targets.h"
 
 namespace oscarkv::kernels {
 namespace {
@@ -16,11 +17,22 @@ struct Sequence {
   int pages, bf16_blocks, last_tokens;
 };
 
+// What pages hold besides normally distributed rows.
+enum class Content {
+  kNormal,
+  kScales,          // rows of very different size
+  kEqual,           // all rows of a kv head the same
+  kConstant,        // rows of one value: scale 0
+  kDominant,        // V all alike but for one token, which has nearly all the weight
+  kDominantLargeV,  // the same, and V of that token is much larger
+};
+
 struct Case {
   const char* name;
   int head_dim, num_kv_heads, group;
   std::vector<Sequence> sequences;
   float q_sigma = 1;
+  Content content = Content::kNormal;
 };
 
 // Pools with strides larger than a block, ids in random order, everything unused poisoned.
@@ -42,14 +54,16 @@ class Cache {
     bf16_pool_.assign((blocks + 2) * bf16_stride_, 0xff);  // NaN
     page_ids_ = RandomIds(pages);
     bf16_ids_ = RandomIds(blocks);
-    for (const int32_t id : page_ids_) FillPage(page_pool_.data() + id * page_stride_);
+    q_ = random_.Floats(c.sequences.size() * Heads() * c.head_dim, c.q_sigma);
+    equal_row_ = random_.Bf16s(c.head_dim);
+    for (size_t i = 0; i < page_ids_.size(); ++i)
+      FillPage(page_pool_.data() + page_ids_[i] * page_stride_, i == 0);
     for (size_t s = 0; s < c.sequences.size(); ++s) {
       for (int b = bf16_begin_[s]; b < bf16_begin_[s + 1]; ++b) {
         FillBf16(bf16_pool_.data() + bf16_ids_[b] * bf16_stride_,
                  b + 1 == bf16_begin_[s + 1] ? last_tokens_[s] : 64);
       }
     }
-    q_ = random_.Floats(c.sequences.size() * Heads() * c.head_dim, c.q_sigma);
   }
 
   int Heads() const { return case_.num_kv_heads * case_.group; }
@@ -117,12 +131,45 @@ class Cache {
     ids.resize(n);
     return ids;
   }
-  void FillPage(uint8_t* page) {
+  void FillPage(uint8_t* page, bool first) {
     std::vector<Bf16> rows = random_.Bf16s(2 * shape_.Bf16SideElements());
     rows[random_.Int(0, static_cast<int>(rows.size()) - 1)] = ToBf16(60);  // an outlier
+    const int d = case_.head_dim, keys = case_.num_kv_heads * 64;          // rows of one side
+    for (int r = 0; r < 2 * keys; ++r) ChangeRow(r < keys, first && r % 64 == 37, &rows[r * d]);
     const float clips[2] = {0.96f, 0.92f};
     ASSERT_EQ(EncodeBlockLayer(Backend::kRef, shape_, rows.data(), clips, page, nullptr),
               KernelStatus::kOk);
+  }
+  void ChangeRow(bool key, bool dominant, Bf16* row) {
+    const int d = case_.head_dim;
+    const auto scale = [&](float factor) {
+      for (int c = 0; c < d; ++c) row[c] = ToBf16(ToFloat(row[c]) * factor);
+    };
+    switch (case_.content) {
+      case Content::kNormal:
+        return;
+      case Content::kScales:
+        return scale(std::pow(10.0f, static_cast<float>(random_.Int(-30, key ? 3 : 20)) / 10));
+      case Content::kEqual:
+        std::copy_n(equal_row_.data(), d, row);
+        return;
+      case Content::kConstant:
+        std::fill_n(row, d, row[0]);
+        return;
+      case Content::kDominant:
+      case Content::kDominantLargeV:
+        if (key && dominant) {  // along the first query: its score is some 11.5 above the others
+          const double norm = std::inner_product(q_.begin(), q_.begin() + d, q_.begin(), 0.0);
+          for (int c = 0; c < d; ++c)
+            row[c] = ToBf16(static_cast<float>(q_[c] * 11.5 * std::sqrt(d) / norm));
+        } else if (key) {
+          scale(0.02f);
+        } else if (!dominant) {
+          std::copy_n(equal_row_.data(), d, row);
+        } else if (case_.content == Content::kDominantLargeV) {
+          scale(30);
+        }
+    }
   }
   void FillBf16(uint8_t* block, int tokens) {
     for (int i = 0; i < 2 * case_.num_kv_heads; ++i) {
@@ -154,6 +201,7 @@ class Cache {
   std::vector<uint8_t> page_pool_, bf16_pool_;
   std::vector<int32_t> page_ids_, page_begin_, bf16_ids_, bf16_begin_, last_tokens_;
   std::vector<float> q_;
+  std::vector<Bf16> equal_row_;
 };
 
 std::vector<Case> Cases() {
@@ -171,6 +219,17 @@ std::vector<Case> Cases() {
       {"sharp softmax", 128, 2, 4, {{20, 6, 30}}, 12},
       {"flat softmax", 128, 2, 4, {{20, 6, 30}}, 0},
       {"no sequences", 128, 2, 4, {}},
+      {"large scores", 128, 2, 4, {{30, 1, 1}, {5, 0, 64}}, 100},
+      {"large scores 64", 64, 2, 5, {{30, 1, 1}, {5, 0, 64}}, 100},
+      {"rows of different size", 128, 2, 4, {{20, 1, 30}, {1, 0, 64}}, 1, Content::kScales},
+      {"rows of different size 64", 64, 2, 3, {{20, 1, 30}, {1, 0, 64}}, 1, Content::kScales},
+      {"rows of different size, sharp", 128, 2, 4, {{20, 0, 64}}, 10, Content::kScales},
+      {"equal rows", 128, 2, 4, {{9, 0, 64}, {4, 2, 20}}, 1, Content::kEqual},
+      {"constant rows", 128, 2, 4, {{9, 0, 64}, {4, 2, 20}}, 1, Content::kConstant},
+      {"constant rows, sharp", 64, 2, 4, {{9, 0, 64}}, 20, Content::kConstant},
+      {"dominating token", 128, 1, 4, {{20, 0, 64}}, 1, Content::kDominant},
+      {"dominating token 64", 64, 1, 2, {{60, 1, 64}}, 1, Content::kDominant},
+      {"dominating token, large", 128, 1, 4, {{20, 0, 64}}, 1, Content::kDominantLargeV},
   };
   for (int group = 1; group <= 16; ++group)
     cases.push_back({"groups", group % 2 ? 128 : 64, 1, group, {{3, 2, 4 * group}}});
@@ -191,22 +250,44 @@ TEST(PagedAttentionTest, RefMatchesNaive) {
 }
 
 TEST(PagedAttentionTest, CpuMatchesRef) {
-  ThreadPool pool(2);
+  ThreadPool pool(2), many(5);
   for (const Case& c : Cases()) {
     SCOPED_TRACE(testing::Message() << c.name << " group " << c.group);
     const Cache cache(c, 4);
-    std::vector<float> out, lse, expected, expected_lse, again;
+    std::vector<float> expected, expected_lse;
     ASSERT_EQ(PagedAttention(Backend::kRef, cache.Args(&expected, &expected_lse), &pool),
               KernelStatus::kOk);
-    ASSERT_EQ(PagedAttention(Backend::kCpu, cache.Args(&out, &lse), nullptr), KernelStatus::kOk);
+    ForEachSimdTarget([&] {
+      std::vector<float> out, lse;
+      for (Executor* executor : {static_cast<Executor*>(nullptr), static_cast<Executor*>(&many)}) {
+        ASSERT_EQ(PagedAttention(Backend::kCpu, cache.Args(&out, &lse), executor),
+                  KernelStatus::kOk);
+        EXPECT_LT(WorstRowError(out, expected, c.head_dim), 2e-4);
+        for (size_t i = 0; i < lse.size(); ++i)
+          EXPECT_NEAR(lse[i], expected_lse[i], 1e-4 * (1 + std::abs(expected_lse[i])));
+      }
+    });
+  }
+}
+
+// Few kv heads and many threads: sequences are cut into parts, at pages and at bf16 blocks.
+TEST(PagedAttentionTest, SplitSequences) {
+  ThreadPool pool(4);
+  for (const Case& c :
+       {Case{"long", 128, 1, 4, {{333, 5, 7}}}, Case{"bf16", 64, 1, 3, {{0, 90, 1}}},
+        Case{"both", 128, 1, 2, {{70, 70, 64}, {1, 1, 1}, {40, 0, 64}}}}) {
+    SCOPED_TRACE(c.name);
+    const Cache cache(c, 5);
+    std::vector<float> out, lse, again, expected, expected_lse;
+    ASSERT_EQ(PagedAttention(Backend::kRef, cache.Args(&expected, &expected_lse), &pool),
+              KernelStatus::kOk);
+    ASSERT_EQ(PagedAttention(Backend::kCpu, cache.Args(&out, &lse), &pool), KernelStatus::kOk);
     EXPECT_LT(WorstRowError(out, expected, c.head_dim), 2e-4);
-    for (size_t i = 0; i < lse.size(); ++i)
-      EXPECT_NEAR(lse[i], expected_lse[i], 1e-4 * (1 + std::abs(expected_lse[i])));
-    // Without lse, with threads: the bound holds as well, and twice the same gives the same.
-    ASSERT_EQ(PagedAttention(Backend::kCpu, cache.Args(&out, nullptr), &pool), KernelStatus::kOk);
-    EXPECT_LT(WorstRowError(out, expected, c.head_dim), 2e-4);
+    // Without lse; and twice the same gives the same.
     ASSERT_EQ(PagedAttention(Backend::kCpu, cache.Args(&again, nullptr), &pool), KernelStatus::kOk);
     EXPECT_EQ(out, again);
+    for (size_t i = 0; i < lse.size(); ++i)
+      EXPECT_NEAR(lse[i], expected_lse[i], 1e-4 * (1 + std::abs(expected_lse[i])));
   }
 }
 
