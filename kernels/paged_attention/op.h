@@ -44,7 +44,8 @@ struct PagedAttentionArgs {
   const int32_t* last_tokens = nullptr;  // [num_seqs]
 };
 
-// Preconditions: every sequence has at least one token; shapes as stated. `executor` may be null.
+// Preconditions: every sequence has at least one token; shapes as stated; no scale of a page is
+// negative (the encoder's are not). `executor` may be null.
 // With the same arguments and number of threads the result is the same bit for bit. kCpu: relative
 // error (2-norm per head) below 2e-4 against float64 on the stored codes; kRef computes in float64.
 KernelStatus PagedAttention(Backend backend, const PagedAttentionArgs& args, Executor* executor);
