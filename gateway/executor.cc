@@ -1,12 +1,17 @@
 #include "gateway/executor.h"
 
+#include <pthread.h>
+
 #include <limits>
 #include <utility>
 
 namespace oscarkv::gateway {
 
 Executor::Executor(int threads) {
-  for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { Loop(); });
+  for (int i = 0; i < threads; ++i) {
+    threads_.emplace_back([this] { Loop(); });
+    pthread_setname_np(threads_.back().native_handle(), "gateway-exec");
+  }
 }
 
 Executor::~Executor() {

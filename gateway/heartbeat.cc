@@ -1,11 +1,15 @@
 #include "gateway/heartbeat.h"
 
+#include <pthread.h>
+
 #include <utility>
 
 namespace oscarkv::gateway {
 
 Heartbeat::Heartbeat(Duration period, std::function<void()> beat)
-    : period_(period), beat_(std::move(beat)), thread_([this] { Loop(); }) {}
+    : period_(period), beat_(std::move(beat)), thread_([this] { Loop(); }) {
+  pthread_setname_np(thread_.native_handle(), "gateway-beat");
+}
 
 Heartbeat::~Heartbeat() {
   {

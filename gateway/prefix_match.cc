@@ -49,7 +49,8 @@ PrefixMatch MatchPrefix(KvClient* store, const WorkerInfo& model, const std::str
     result.cached_tokens = std::min(*blocks, chain.size()) * kBlockTokens;
   } else {
     result.failed = true;
-    LogWarn("prefix lookup failed, counts as a miss", {{"error", blocks.status().ToString()}});
+    // Once per request while the store is away: the metric and the store client's own log tell it.
+    Log(LogLevel::kDebug, "prefix lookup failed", {{"error", blocks.status().ToString()}});
   }
   return result;
 }

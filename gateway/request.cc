@@ -381,6 +381,15 @@ void Request::End(const absl::Status& status, Leftovers* left) {
   ticket_.reset();  // may start another request, that is post its next step
   env_->deps.metrics->requests.With({absl::StatusCodeToString(status.code())}).Increment();
   sink_->Finish(status);
+  LogInfo("request done", {{"request", id()},
+                           {"code", absl::StatusCodeToString(status.code())},
+                           {"error", std::string(status.message())},
+                           {"prompt_tokens", absl::StrCat(usage_.prompt_tokens)},
+                           {"cached_tokens", absl::StrCat(usage_.cached_tokens)},
+                           {"tokens", absl::StrCat(usage_.generated_tokens)},
+                           {"seconds", absl::StrCat(Seconds(env_->deps.clock->Now() - arrival_))},
+                           {"prefill", usage_.prefill_worker},
+                           {"attention", usage_.attention_worker}});
   left->call = std::move(call_);
   left->ended = this;
 }
