@@ -12,7 +12,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
-#include "worker/request_check.h"
 
 namespace oscarkv {
 
@@ -21,7 +20,6 @@ using worker::PutOutcome;
 using worker::StoredBlock;
 
 namespace {
-constexpr int kMaxStopTokens = 1024;
 double Seconds(Duration d) {
   return std::chrono::duration<double>(d).count();
 }
@@ -57,23 +55,7 @@ void AttentionEngine::Shutdown(Duration drain) {
   if (thread_.joinable()) thread_.join();
 }
 
-absl::Status AttentionEngine::Check(const DecodeJob& job) const {
-  const ModelConfig& config = runner_->config();
-  RETURN_IF_ERROR(
-      worker::CheckTokens(job.tokens, config.vocab_size, config.max_position_embeddings));
-  RETURN_IF_ERROR(ValidateSampling(job.sampling));
-  RETURN_IF_ERROR(worker::CheckTenant(job.tenant));
-  if (job.prompt_tokens < 1 || job.prompt_tokens > static_cast<int>(job.tokens.size())) {
-    return absl::InvalidArgumentError(absl::StrCat("prompt_tokens: ", job.prompt_tokens, "; 1..",
-                                                   job.tokens.size(),
-                                                   " (the tokens given) are allowed"));
-  }
-  if (job.max_tokens < 1) return absl::InvalidArgumentError("max_tokens: 0; at least 1 is needed");
-  if (job.stop_tokens.size() > kMaxStopTokens) {
-    return absl::InvalidArgumentError(absl::StrCat("stop_tokens: ", job.stop_tokens.size(),
-                                                   " of them; at most ", kMaxStopTokens,
-                                                   " are allowed"));
-  }
+absl::Status AttentionEngine::CheckFits(const DecodeJob& job) const {
   const DecodeSlots plan = PlanDecodeSlots(static_cast<int>(job.tokens.size()) - 1, io_->coded());
   const KvPool& pool = io_->arena().pool();
   if (plan.bf16_slots() > pool.num_blocks() || plan.num_pages > pool.num_pages()) {
@@ -86,11 +68,10 @@ absl::Status AttentionEngine::Check(const DecodeJob& job) const {
 }
 
 absl::StatusOr<uint64_t> AttentionEngine::Submit(DecodeJob job, DecodeEvents events) {
-  RETURN_IF_ERROR(Check(job));
+  RETURN_IF_ERROR(CheckJob(job, runner_->config()));
+  RETURN_IF_ERROR(CheckFits(job));
   const uint64_t id = next_id_++;
   const Sha256Digest name_space = io_->NameSpace(job.tenant);
-  auto seq = std::make_shared<Sequence>(id, std::move(job), std::move(events), name_space,
-                                        &io_->arena().pool(), Now());
   MutexLock lock(gate_mu_);
   if (closing_) return absl::UnavailableError("the attention worker is shutting down");
   if (taken_ >= options_.max_batch + options_.max_queue) {
@@ -98,11 +79,14 @@ absl::StatusOr<uint64_t> AttentionEngine::Submit(DecodeJob job, DecodeEvents eve
         absl::StrCat("the queue is full: ", taken_.load(), " sequences run or wait"));
   }
   ++taken_;
+  auto seq = std::make_shared<Sequence>(id, std::move(job), std::move(events), name_space,
+                                        &io_->arena().pool(), cancel_flags_.Add(id), Now());
   mailbox_.Post([this, seq] { Begin(seq); });
   return id;
 }
 
 void AttentionEngine::Cancel(uint64_t id) {
+  cancel_flags_.Set(id);
   mailbox_.Post([this, id] {
     auto it = sequences_.find(id);
     if (it == sequences_.end()) return;
@@ -206,10 +190,10 @@ void AttentionEngine::Load(Sequence* seq) {
         break;
     }
   }
-  seq->cancelled = std::make_shared<std::atomic<bool>>(false);
+  seq->load_cancelled = std::make_shared<std::atomic<bool>>(false);
   ++seq->pending_io;
   fetch_pool_->Run([this, seq, items = std::move(items), blocks = std::move(blocks),
-                    cancelled = seq->cancelled] {
+                    cancelled = seq->load_cancelled] {
     TransferTotals totals;
     auto statuses = io_->Fetch(blocks, *cancelled, &totals);
     mailbox_.Post([this, seq, items, statuses = std::move(statuses), totals] {
@@ -298,13 +282,14 @@ void AttentionEngine::OnPut(Sequence* seq, const PutOutcome& outcome,
 
 void AttentionEngine::Finish(Sequence* seq, absl::Status status, StopReason reason) {
   if (seq->state == DecodeState::kEnded) return;
-  if (seq->cancelled != nullptr) seq->cancelled->store(true);
+  if (seq->load_cancelled != nullptr) seq->load_cancelled->store(true);
   for (auto* list : {&waiting_, &recomputing_, &running_}) list->erase(seq->id);
   seq->state = DecodeState::kEnded;
   seq->Measure(io_->coded());
   seq->result.reason = reason;
   metrics_->requests.With({absl::StatusCodeToString(status.code())}).Increment();
   --taken_;
+  cancel_flags_.Remove(seq->id);
   std::exchange(seq->events, {}).on_done(status, seq->result);
   Settle(seq);
 }

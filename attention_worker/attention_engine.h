@@ -62,7 +62,8 @@ class AttentionEngine {
  private:
   using Sequence = DecodeSequence;
 
-  absl::Status Check(const DecodeJob& job) const;
+  // kResourceExhausted: larger than the pools.
+  absl::Status CheckFits(const DecodeJob& job) const;
   void Loop();
   Duration WaitTime() const;
   void Expire();
@@ -116,6 +117,7 @@ class AttentionEngine {
   std::atomic<int> waiting_count_{0}, running_count_{0};
   Mutex gate_mu_;
   bool closing_ GUARDED_BY(gate_mu_) = false;
+  worker::CancelFlags cancel_flags_;
   worker::Mailbox mailbox_;
 
   // Of the engine's thread. Maps are ordered by id, that is by age.

@@ -49,6 +49,7 @@ absl::Status AttentionEngine::Recompute(Sequence* seq, int count) {
   chunk.tokens = seq->computed().subspan(begin, end - begin);
   chunk.start = begin;
   chunk.kv = &seq->kv;
+  chunk.cancelled = seq->cancelled.get();
   auto output = runner_->Prefill(chunk);
   if (!output.ok()) return output.status();
   seq->result.recomputed_tokens += end - begin;
@@ -165,7 +166,7 @@ bool AttentionEngine::MakeRoom(Sequence* seq) {
 void AttentionEngine::Preempt(Sequence* seq) {
   ++seq->result.preemptions;
   metrics_->preemptions.Increment();
-  if (seq->cancelled != nullptr) seq->cancelled->store(true);
+  if (seq->load_cancelled != nullptr) seq->load_cancelled->store(true);
   recomputing_.erase(seq->id);
   const bool ran = running_.erase(seq->id) > 0;
   seq->state = DecodeState::kEvicting;

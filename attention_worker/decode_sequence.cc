@@ -4,16 +4,44 @@
 #include <map>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+#include "worker/request_check.h"
+
 namespace oscarkv {
+namespace {
+constexpr int kMaxStopTokens = 1024;
+}
+
+absl::Status CheckJob(const DecodeJob& job, const ModelConfig& config) {
+  RETURN_IF_ERROR(
+      worker::CheckTokens(job.tokens, config.vocab_size, config.max_position_embeddings));
+  RETURN_IF_ERROR(ValidateSampling(job.sampling));
+  RETURN_IF_ERROR(worker::CheckTenant(job.tenant));
+  if (job.prompt_tokens < 1 || job.prompt_tokens > static_cast<int>(job.tokens.size())) {
+    return absl::InvalidArgumentError(absl::StrCat("prompt_tokens: ", job.prompt_tokens, "; 1..",
+                                                   job.tokens.size(),
+                                                   " (the tokens given) are allowed"));
+  }
+  if (job.max_tokens < 1) return absl::InvalidArgumentError("max_tokens: 0; at least 1 is needed");
+  if (job.stop_tokens.size() > kMaxStopTokens) {
+    return absl::InvalidArgumentError(absl::StrCat("stop_tokens: ", job.stop_tokens.size(),
+                                                   " of them; at most ", kMaxStopTokens,
+                                                   " are allowed"));
+  }
+  return absl::OkStatus();
+}
 
 DecodeSequence::DecodeSequence(uint64_t id, DecodeJob job_in, DecodeEvents events,
-                               const Sha256Digest& name_space, KvPool* pool, Time now)
+                               const Sha256Digest& name_space, KvPool* pool,
+                               worker::CancelFlag cancelled, Time now)
     : id(id),
       job(std::move(job_in)),
       events(std::move(events)),
       tokens(job.tokens),
       names(name_space),
       kv(pool),
+      cancelled(std::move(cancelled)),
       arrived(now),
       phase_start(now) {}
 

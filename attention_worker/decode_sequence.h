@@ -11,8 +11,10 @@
 
 #include "absl/status/status.h"
 #include "model/kv_pool.h"
+#include "model/model_config.h"
 #include "model/sampler.h"
 #include "worker/block_io.h"
+#include "worker/cancel_flags.h"
 
 namespace oscarkv {
 
@@ -28,6 +30,9 @@ struct DecodeJob {
   std::string tenant;
   Time deadline;
 };
+
+// kInvalidArgument names the field, its value and what is allowed.
+absl::Status CheckJob(const DecodeJob& job, const ModelConfig& config);
 
 struct DecodeResult {
   StopReason reason = StopReason::kNone;
@@ -56,7 +61,7 @@ enum class DecodeState {
 
 struct DecodeSequence {
   DecodeSequence(uint64_t id, DecodeJob job, DecodeEvents events, const Sha256Digest& name_space,
-                 KvPool* pool, Time now);
+                 KvPool* pool, worker::CancelFlag cancelled, Time now);
 
   // Of the last token: where the next step writes. Tokens before it have K and V once the sequence
   // runs.
@@ -83,8 +88,9 @@ struct DecodeSequence {
   worker::ChainNames names;
   SequenceKv kv;
   DecodeState state = DecodeState::kWaiting;
-  // For the I/O thread that fetches; renewed at every load.
-  std::shared_ptr<std::atomic<bool>> cancelled;
+  const worker::CancelFlag
+      cancelled;  // by the client; for the runner, which cannot hear the mailbox
+  worker::CancelFlag load_cancelled;  // for the I/O thread that fetches; renewed at every load
   int pending_io = 0;
   int puts_in_flight = 0;
   std::set<int> window_puts;   // blocks whose bf16 slot a put is reading

@@ -6,6 +6,7 @@
 // the owner of the sequence decides when the bf16 copy may go.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -36,6 +37,9 @@ struct PrefillChunk {
   // Called after a layer's K, V and pages of this chunk are final, from the calling thread; may be
   // empty.
   std::function<void(int layer)> on_layer;
+  // Looked at between layers; when it becomes true, Prefill returns kCancelled and the chunk's
+  // slots hold anything. May be null.
+  const std::atomic<bool>* cancelled = nullptr;
   bool want_logits = false;      // of the last token
   bool want_all_argmax = false;  // argmax of every position (golden checks)
 };

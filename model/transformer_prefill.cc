@@ -48,7 +48,12 @@ absl::StatusOr<PrefillOutput> Transformer::Prefill(const PrefillChunk& chunk) {
   Pass pass = PlanPass(chunk);
   rope_.Ensure(pass.end - 1);
   EmbedTokens(chunk.tokens, pass.x.data());
-  for (int layer = 0; layer < config_.num_layers; ++layer) RETURN_IF_ERROR(RunLayer(layer, &pass));
+  for (int layer = 0; layer < config_.num_layers; ++layer) {
+    if (chunk.cancelled != nullptr && chunk.cancelled->load(std::memory_order_relaxed)) {
+      return absl::CancelledError("prefill was cancelled");
+    }
+    RETURN_IF_ERROR(RunLayer(layer, &pass));
+  }
   PrefillOutput out;
   if (chunk.want_logits) {
     out.logits.resize(config_.vocab_size);

@@ -28,12 +28,13 @@ double Seconds(Duration d) {
 
 struct PrefillEngine::Sequence {
   Sequence(uint64_t id, PrefillJob job, Done done, const Sha256Digest& name_space, KvPool* pool,
-           Time now)
+           worker::CancelFlag cancelled, Time now)
       : id(id),
         job(std::move(job)),
         done(std::move(done)),
         names(name_space),
         kv(pool),
+        cancelled(std::move(cancelled)),
         arrived(now) {}
 
   int num_tokens() const { return static_cast<int>(job.tokens.size()); }
@@ -45,8 +46,8 @@ struct PrefillEngine::Sequence {
   Done done;  // null: answered
   worker::ChainNames names;
   SequenceKv kv;
-  // For the I/O thread that fetches; shared, since the sequence may not be asked from there.
-  std::shared_ptr<std::atomic<bool>> cancelled = std::make_shared<std::atomic<bool>>(false);
+  // For the I/O thread that fetches and the runner, which cannot hear the mailbox.
+  const worker::CancelFlag cancelled;
   int pending_io = 0;
   bool waiting = true;  // counted in waiting_
   int matched = 0;      // blocks of the prompt that are stored (first) and fetched (then)
@@ -86,13 +87,15 @@ void PrefillEngine::Shutdown(Duration drain) {
   if (thread_.joinable()) thread_.join();
 }
 
-absl::Status PrefillEngine::Check(const PrefillJob& job) const {
-  const ModelConfig& config = runner_->config();
+absl::Status CheckJob(const PrefillJob& job, const ModelConfig& config) {
   // One position stays free for the first token of the answer.
   RETURN_IF_ERROR(
       worker::CheckTokens(job.tokens, config.vocab_size, config.max_position_embeddings - 1));
   RETURN_IF_ERROR(ValidateSampling(job.sampling));
-  RETURN_IF_ERROR(worker::CheckTenant(job.tenant));
+  return worker::CheckTenant(job.tenant);
+}
+
+absl::Status PrefillEngine::CheckFits(const PrefillJob& job) const {
   const SlotPlan plan = PlanSlots(static_cast<int>(job.tokens.size()), 0, io_->coded());
   const KvPool& pool = io_->arena().pool();
   if (plan.bf16_slots() > pool.num_blocks() || plan.num_pages > pool.num_pages()) {
@@ -105,11 +108,10 @@ absl::Status PrefillEngine::Check(const PrefillJob& job) const {
 }
 
 absl::StatusOr<uint64_t> PrefillEngine::Submit(PrefillJob job, Done done) {
-  RETURN_IF_ERROR(Check(job));
+  RETURN_IF_ERROR(CheckJob(job, runner_->config()));
+  RETURN_IF_ERROR(CheckFits(job));
   const uint64_t id = next_id_++;
   const Sha256Digest name_space = io_->NameSpace(job.tenant);
-  auto seq = std::make_shared<Sequence>(id, std::move(job), std::move(done), name_space,
-                                        &io_->arena().pool(), Now());
   MutexLock lock(gate_mu_);
   if (closing_) return absl::UnavailableError("the prefill worker is shutting down");
   if (waiting_ >= options_.max_queue) {
@@ -117,6 +119,8 @@ absl::StatusOr<uint64_t> PrefillEngine::Submit(PrefillJob job, Done done) {
         absl::StrCat("the queue is full: ", options_.max_queue, " prompts wait"));
   }
   ++waiting_;
+  auto seq = std::make_shared<Sequence>(id, std::move(job), std::move(done), name_space,
+                                        &io_->arena().pool(), cancel_flags_.Add(id), Now());
   mailbox_.Post([this, seq] {
     sequences_[seq->id] = seq;
     queue_.push_back(seq.get());
@@ -125,6 +129,7 @@ absl::StatusOr<uint64_t> PrefillEngine::Submit(PrefillJob job, Done done) {
 }
 
 void PrefillEngine::Cancel(uint64_t id) {
+  cancel_flags_.Set(id);
   mailbox_.Post([this, id] {
     auto it = sequences_.find(id);
     if (it != sequences_.end())
@@ -303,6 +308,7 @@ absl::Status PrefillEngine::ComputeChunk(Sequence* seq) {
   chunk.tokens = seq->tokens().subspan(begin, end - begin);
   chunk.start = begin;
   chunk.kv = &seq->kv;
+  chunk.cancelled = seq->cancelled.get();
   if (put != nullptr) chunk.on_layer = [&put](int layer) { put->LayersReady(layer + 1); };
   chunk.want_logits = end == seq->num_tokens();
   const Time before = Now();
@@ -371,6 +377,7 @@ void PrefillEngine::OnPut(Sequence* seq, const PutOutcome& outcome) {
 void PrefillEngine::Finish(Sequence* seq, absl::Status status) {
   if (seq->ended()) return;
   seq->cancelled->store(true);
+  cancel_flags_.Remove(seq->id);
   metrics_->requests.With({absl::StatusCodeToString(status.code())}).Increment();
   metrics_->blocks_not_stored.Add(seq->result.blocks_not_stored);
   if (status.ok())

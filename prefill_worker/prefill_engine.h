@@ -23,6 +23,7 @@
 #include "prefill_worker/prefill_plan.h"
 #include "worker/block_io.h"
 #include "worker/block_put.h"
+#include "worker/cancel_flags.h"
 #include "worker/io_pool.h"
 #include "worker/mailbox.h"
 #include "worker/metrics.h"
@@ -36,6 +37,9 @@ struct PrefillJob {
   std::string tenant;
   Time deadline;
 };
+
+// kInvalidArgument names the field, its value and what is allowed.
+absl::Status CheckJob(const PrefillJob& job, const ModelConfig& config);
 
 struct PrefillResult {
   SampledToken first_token;
@@ -85,7 +89,8 @@ class PrefillEngine {
  private:
   struct Sequence;
 
-  absl::Status Check(const PrefillJob& job) const;
+  // kResourceExhausted: larger than the pools.
+  absl::Status CheckFits(const PrefillJob& job) const;
   void Loop();
   Duration WaitTime() const;
   void Expire();
@@ -122,6 +127,7 @@ class PrefillEngine {
   std::atomic<int> running_{0};
   Mutex gate_mu_;
   bool closing_ GUARDED_BY(gate_mu_) = false;
+  worker::CancelFlags cancel_flags_;
   worker::Mailbox mailbox_;
 
   // Of the engine's thread.

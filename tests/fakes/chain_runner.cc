@@ -195,6 +195,8 @@ absl::StatusOr<PrefillOutput> ChainRunner::Prefill(const PrefillChunk& chunk) {
     Add(state, &blocks.back());
   }
   for (int layer = 0; layer < options_.shape.num_layers; ++layer) {
+    if (chunk.cancelled != nullptr && chunk.cancelled->load())
+      return absl::CancelledError("prefill");
     for (int i = chunk.start; i < end; ++i) {
       const BlockSlots& slots = chunk.kv->at(BlockOf(i));
       if (slots.block < 0)

@@ -258,27 +258,23 @@ TEST_F(PrefillEngineTest, QueueIsBounded) {
 TEST_F(PrefillEngineTest, PromptsTakeTurnsByChunk) {
   Gate gate;
   PrefillWorkerUnderTest& worker = Worker({.chunk_tokens = 64, .max_active = 2});
-  std::vector<int> sizes;  // of the engine's thread
+  std::vector<std::pair<int, int>> chunks;  // (start, size); of the engine's thread
   worker.parts.runner.before = [&](bool, int size, int start) {
-    if (start == 0) gate.Wait();
-    sizes.push_back(size);
+    if (chunks.empty()) gate.Wait();
+    chunks.emplace_back(start, size);
     return absl::OkStatus();
   };
-  std::vector<std::future<absl::StatusOr<PrefillResult>>> outcomes(2);
-  ASSERT_TRUE(worker.Start(worker.Job(Prompt(5)), &outcomes[0]).ok());
+  std::future<absl::StatusOr<PrefillResult>> long_prompt, short_prompt;
+  ASSERT_TRUE(worker.Start(worker.Job(Prompt(64 * 4 + 1)), &long_prompt).ok());
   gate.AwaitWaiter();
-  ASSERT_TRUE(worker.Start(worker.Job(Prompt(64 * 4 + 1)), &outcomes[1]).ok());
-  std::future<absl::StatusOr<PrefillResult>> third;
-  ASSERT_TRUE(worker.Start(worker.Job(Prompt(6)), &third).ok());
+  ASSERT_TRUE(worker.Start(worker.Job(Prompt(6)), &short_prompt)
+                  .ok());  // nothing to look up: ready at once
   gate.Open();
-  EXPECT_TRUE(outcomes[0].get().ok());
-  EXPECT_TRUE(outcomes[1].get().ok());
-  EXPECT_TRUE(third.get().ok());
-  // The short prompt that came last did not wait for the long one's end.
-  const auto at = [&](int size) {
-    return std::find(sizes.begin(), sizes.end(), size) - sizes.begin();
-  };
-  EXPECT_LT(at(6), at(1));
+  EXPECT_TRUE(long_prompt.get().ok());
+  EXPECT_TRUE(short_prompt.get().ok());
+  using Chunk = std::pair<int, int>;
+  EXPECT_THAT(chunks, testing::ElementsAre(Chunk{0, 64}, Chunk{64, 64}, Chunk{0, 6}, Chunk{128, 64},
+                                           Chunk{192, 64}, Chunk{256, 1}));
 }
 
 TEST_F(PrefillEngineTest, EqualPromptsAtOnceShareTheirPuts) {
@@ -395,7 +391,7 @@ TEST_F(PrefillEngineTest, CancelWhileComputingAndWhileQueued) {
   gate.Open();
   EXPECT_EQ(first.get().status().code(), absl::StatusCode::kCancelled);
   EXPECT_EQ(second.get().status().code(), absl::StatusCode::kCancelled);
-  EXPECT_EQ(worker.parts.runner.prefilled_tokens, 128);  // the chunk under way was its last
+  EXPECT_EQ(worker.parts.runner.prefilled_tokens, 64);  // the chunk under way did not end
 }
 
 }  // namespace
