@@ -7,10 +7,13 @@
 // transfers under way; a sequence that ended or was preempted keeps its slots until it is zero.
 #include "attention_worker/attention_engine.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/log.h"
 #include "common/status_macros.h"
 
 namespace oscarkv {
@@ -37,6 +40,7 @@ AttentionEngine::AttentionEngine(const AttentionEngineOptions& options, ModelRun
       metrics_(metrics),
       worker_metrics_(worker_metrics) {
   thread_ = std::thread([this] { Loop(); });
+  pthread_setname_np(thread_.native_handle(), "attn-engine");
 }
 
 AttentionEngine::~AttentionEngine() {
@@ -290,6 +294,13 @@ void AttentionEngine::Finish(Sequence* seq, absl::Status status, StopReason reas
   metrics_->requests.With({absl::StatusCodeToString(status.code())}).Increment();
   --taken_;
   cancel_flags_.Remove(seq->id);
+  LogInfo("decode ended", {{"request", seq->job.request_id},
+                           {"status", absl::StatusCodeToString(status.code())},
+                           {"tokens", absl::StrCat(seq->tokens.size())},
+                           {"generated", absl::StrCat(seq->tokens.size() - seq->job.tokens.size())},
+                           {"recomputed", absl::StrCat(seq->result.recomputed_tokens)},
+                           {"preemptions", absl::StrCat(seq->result.preemptions)},
+                           {"seconds", absl::StrCat(Seconds(Now() - seq->arrived))}});
   std::exchange(seq->events, {}).on_done(status, seq->result);
   Settle(seq);
 }

@@ -17,7 +17,8 @@ absl::Status CheckJob(const DecodeJob& job, const ModelConfig& config) {
   RETURN_IF_ERROR(
       worker::CheckTokens(job.tokens, config.vocab_size, config.max_position_embeddings));
   RETURN_IF_ERROR(ValidateSampling(job.sampling));
-  RETURN_IF_ERROR(worker::CheckTenant(job.tenant));
+  RETURN_IF_ERROR(worker::CheckName("request_id", job.request_id));
+  RETURN_IF_ERROR(worker::CheckName("tenant", job.tenant));
   if (job.prompt_tokens < 1 || job.prompt_tokens > static_cast<int>(job.tokens.size())) {
     return absl::InvalidArgumentError(absl::StrCat("prompt_tokens: ", job.prompt_tokens, "; 1..",
                                                    job.tokens.size(),

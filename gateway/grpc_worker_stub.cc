@@ -17,7 +17,8 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& target) {
   grpc::ChannelArguments args;
   // Attempts to reach a worker that restarts come at least once a second, as the polls do.
   args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 200);
-  args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1000);
+  // gRPC takes this one as the time that an attempt may take: a loaded machine needs some.
+  args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 5000);
   args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
   // A host that vanished or a process that is stopped. The polls' answers keep the worker's server
   // from taking the pings for abuse.

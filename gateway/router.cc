@@ -21,11 +21,6 @@ absl::StatusOr<size_t> Least(const std::vector<WorkerLoad>& workers, const char*
       ->index;
 }
 
-// Requests on a worker that are not this gateway's, as of the last poll.
-uint64_t Foreign(const WorkerLoad& w) {
-  return w.reported > w.in_flight ? w.reported - w.in_flight : 0;
-}
-
 // Rendezvous weight of (prefix, endpoint): FNV-1a, then murmur3's finaliser. Not std::hash: the
 // choice must be the same in every gateway and every build.
 uint64_t Weight(uint64_t affinity, absl::string_view endpoint) {
@@ -39,12 +34,12 @@ uint64_t Weight(uint64_t affinity, absl::string_view endpoint) {
 // Foreign requests are taken to be as large as this one: nothing else is known of them.
 uint64_t PrefillCost(const WorkerLoad& w, const RouteRequest& r) {
   const uint64_t own = r.prompt_tokens - std::min(r.cached_tokens, r.prompt_tokens);
-  return w.in_flight_tokens + Foreign(w) * std::max<uint64_t>(own, 1);
+  return w.in_flight_tokens + w.foreign * std::max<uint64_t>(own, 1);
 }
 
 // Decode steps cost by the sequence first; its length matters through the page pool.
 uint64_t AttentionCost(const WorkerLoad& w) {
-  return w.in_flight + Foreign(w);
+  return w.in_flight + w.foreign;
 }
 
 bool PoolHasRoom(const WorkerLoad& w, const RouteRequest& r) {

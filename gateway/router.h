@@ -18,8 +18,7 @@ struct WorkerLoad {
   uint32_t in_flight = 0;  // this gateway's requests on it
   uint64_t in_flight_tokens =
       0;  // prefill: their prompt tokens that are not in the store. attention: all their tokens
-  uint32_t reported =
-      0;  // running and waiting, by its last GetInfo: those of other gateways as well
+  uint32_t foreign = 0;     // requests of other gateways on it, as of its last GetInfo
   uint64_t pool_pages = 0;  // attention
   uint64_t pool_pages_free = 0;
 };

@@ -176,6 +176,8 @@ void WorkerSet::OnInfo(size_t flat, absl::StatusOr<WorkerInfo> info) {
   answered_.NotifyAll();
   if (info.ok()) {
     w.state.info = *std::move(info);
+    const uint32_t load = w.state.info.running + w.state.info.waiting;
+    w.foreign = load - std::min(load, w.in_flight);
     // A worker that was unreachable is judged anew; Judge() finds out whether it agrees.
     if (absl::IsUnavailable(w.state.status)) {
       LogInfo("worker answers", {{"worker", Name(w.state)}, {"codec", w.state.info.codec}});
@@ -249,8 +251,8 @@ ClusterSnapshot WorkerSet::Snapshot(const std::string& name_space,
     }
     const WorkerInfo& info = w.state.info;
     (prefill ? snapshot.prefill : snapshot.attention)
-        .push_back({index, w.state.endpoint, w.in_flight, w.in_flight_tokens,
-                    info.running + info.waiting, info.pool_pages, info.pool_pages_free});
+        .push_back({index, w.state.endpoint, w.in_flight, w.in_flight_tokens, w.foreign,
+                    info.pool_pages, info.pool_pages_free});
   }
   return snapshot;
 }

@@ -113,6 +113,7 @@ class WorkerSet {
     Time next_poll{};
     uint32_t in_flight = 0;
     uint64_t in_flight_tokens = 0;
+    uint32_t foreign = 0;
   };
 
   size_t Flat(WorkerRole role, size_t index) const {

@@ -7,10 +7,13 @@
 // waits for memory that another computing prompt holds.
 #include "prefill_worker/prefill_engine.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/log.h"
 #include "common/status_macros.h"
 #include "worker/request_check.h"
 
@@ -69,6 +72,7 @@ PrefillEngine::PrefillEngine(const PrefillEngineOptions& options, ModelRunner* r
       metrics_(metrics),
       worker_metrics_(worker_metrics) {
   thread_ = std::thread([this] { Loop(); });
+  pthread_setname_np(thread_.native_handle(), "prefill-engine");
 }
 
 PrefillEngine::~PrefillEngine() {
@@ -92,7 +96,8 @@ absl::Status CheckJob(const PrefillJob& job, const ModelConfig& config) {
   RETURN_IF_ERROR(
       worker::CheckTokens(job.tokens, config.vocab_size, config.max_position_embeddings - 1));
   RETURN_IF_ERROR(ValidateSampling(job.sampling));
-  return worker::CheckTenant(job.tenant);
+  RETURN_IF_ERROR(worker::CheckName("request_id", job.request_id));
+  return worker::CheckName("tenant", job.tenant);
 }
 
 absl::Status PrefillEngine::CheckFits(const PrefillJob& job) const {
@@ -384,6 +389,12 @@ void PrefillEngine::Finish(Sequence* seq, absl::Status status) {
     metrics_->ttft_part.HistogramWith({"store"}).Observe(Seconds(Now() - seq->compute_end));
   for (auto* list : {&queue_, &planned_, &ready_}) std::erase(*list, seq);
   --(seq->waiting ? waiting_ : running_);
+  LogInfo("prefill ended", {{"request", seq->job.request_id},
+                            {"status", absl::StatusCodeToString(status.code())},
+                            {"tokens", absl::StrCat(seq->num_tokens())},
+                            {"cached", absl::StrCat(seq->result.cached_tokens)},
+                            {"not_stored", absl::StrCat(seq->result.blocks_not_stored)},
+                            {"seconds", absl::StrCat(Seconds(Now() - seq->arrived))}});
   auto done = std::exchange(seq->done, nullptr);
   if (status.ok()) {
     done(std::move(seq->result));

@@ -1,11 +1,16 @@
 #include "worker/io_pool.h"
 
+#include <pthread.h>
+
 #include <utility>
 
 namespace oscarkv::worker {
 
-IoPool::IoPool(int threads) {
-  for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { Loop(); });
+IoPool::IoPool(int threads, const char* name) {
+  for (int i = 0; i < threads; ++i) {
+    threads_.emplace_back([this] { Loop(); });
+    pthread_setname_np(threads_.back().native_handle(), name);
+  }
 }
 
 IoPool::~IoPool() {

@@ -13,7 +13,8 @@ namespace oscarkv::worker {
 // Thread-safe. Tasks start in the order in which they came.
 class IoPool {
  public:
-  explicit IoPool(int threads);
+  // `name`: of the threads, at most 15 characters.
+  IoPool(int threads, const char* name);
   // Runs what is queued, then joins.
   ~IoPool();
   void Run(std::function<void()> task);

@@ -20,10 +20,10 @@ absl::Status CheckTokens(absl::Span<const int32_t> tokens, int vocab_size, int m
   return absl::OkStatus();
 }
 
-absl::Status CheckTenant(absl::string_view tenant) {
-  if (tenant.size() <= kMaxTenantBytes) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      "tenant: a name of ", tenant.size(), " bytes; at most ", kMaxTenantBytes, " are allowed"));
+absl::Status CheckName(absl::string_view field, absl::string_view name) {
+  if (name.size() <= kMaxNameBytes) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(field, ": ", name.size(), " bytes; at most ", kMaxNameBytes, " are allowed"));
 }
 
 }  // namespace oscarkv::worker

@@ -10,11 +10,12 @@
 
 namespace oscarkv::worker {
 
-inline constexpr size_t kMaxTenantBytes = 128;
+inline constexpr size_t kMaxNameBytes = 256;
 
-// kInvalidArgument: no token, an id outside the vocabulary, more than `max_tokens`, a tenant name
-// that is too long.
+// kInvalidArgument: no token, an id outside the vocabulary, more than `max_tokens`, a name that
+// is too long.
 absl::Status CheckTokens(absl::Span<const int32_t> tokens, int vocab_size, int max_tokens);
-absl::Status CheckTenant(absl::string_view tenant);
+// `field`: request_id or tenant.
+absl::Status CheckName(absl::string_view field, absl::string_view name);
 
 }  // namespace oscarkv::worker

@@ -64,9 +64,10 @@ def perftest(lane, test, size, window, seconds):
     finally:
         server.kill()
         server.wait()
-    final = [line.split() for line in out.splitlines() if line.startswith("Final:")]
-    # Final: iterations, three times in us, average and overall MiB/s, two message rates.
-    return float(final[-1][6]) * 1.048576e-3 if final and len(final[-1]) > 6 else 0.0
+    # The last line of numbers: iterations, three times in us, average and overall MiB/s, two message rates.
+    rows = [line.replace("Final:", "").split() for line in out.splitlines()]
+    rows = [row for row in rows if len(row) == 8 and row[0].isdigit()]
+    return float(rows[-1][5]) * 1.048576e-3 if rows else 0.0
 
 
 def best_perftest(lane, size, seconds):

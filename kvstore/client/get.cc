@@ -213,10 +213,8 @@ class NodeRead {
       for (uint64_t bytes = 0; r < reads_.size() && bytes < kBatchBytes && ops.size() < kBatchOps;
            ++r) {
         if (!statuses_[reads_[r].item].ok()) {
-          if (ops.empty())
-            ++batch.first;
-          else
-            break;
+          if (!ops.empty()) break;
+          batch.first = r + 1;
           continue;
         }
         for (const LocalPiece& p : requests_[reads_[r].item].pieces) {

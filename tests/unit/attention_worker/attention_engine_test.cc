@@ -323,6 +323,7 @@ TEST_F(AttentionEngineTest, RejectsBadRequests) {
            {"stop_tokens", [](DecodeJob* j) { j->stop_tokens.assign(5000, 1); }},
            {"top_p", [](DecodeJob* j) { j->sampling.top_p = 2; }},
            {"tenant", [](DecodeJob* j) { j->tenant.assign(1000, 'x'); }},
+           {"request_id", [](DecodeJob* j) { j->request_id.assign(1000, 'x'); }},
        }) {
     DecodeJob job = Worker().Job(Prompt(11), 5);
     c.spoil(&job);

@@ -255,11 +255,14 @@ TEST_F(WorkerSetTest, SnapshotLeavesOutAndCounts) {
     const WorkerLoad& load = snapshot.attention[0];
     EXPECT_EQ(load.in_flight, 2u);
     EXPECT_EQ(load.in_flight_tokens, 570u);
-    EXPECT_EQ(load.reported, 7u);
+    EXPECT_EQ(load.foreign, 7u);  // none of them was this gateway's when the worker was asked
     EXPECT_EQ(load.pool_pages, 100u);
     EXPECT_EQ(load.pool_pages_free, 60u);
+    NextPoll();
+    EXPECT_EQ(Snapshot().attention[1].foreign, 5u);
     c.Release();
     EXPECT_EQ(Snapshot().attention[1].in_flight, 1u);
+    EXPECT_EQ(Snapshot().attention[1].foreign, 5u);
     c.Release();
     EXPECT_EQ(Snapshot().attention[1].in_flight, 1u);
   }

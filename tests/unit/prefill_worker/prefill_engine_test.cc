@@ -208,6 +208,7 @@ TEST_F(PrefillEngineTest, RejectsBadRequests) {
            {"4096 of them", [](PrefillJob* j) { j->tokens.assign(4096, 1); }},
            {"temperature", [](PrefillJob* j) { j->sampling.temperature = -1; }},
            {"tenant", [](PrefillJob* j) { j->tenant.assign(1000, 'x'); }},
+           {"request_id", [](PrefillJob* j) { j->request_id.assign(1000, 'x'); }},
        }) {
     PrefillJob job = worker.Job(Prompt(10));
     c.spoil(&job);

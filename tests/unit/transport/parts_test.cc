@@ -276,9 +276,11 @@ TEST(TransferState, WaitsByAnInjectedClock) {
 }
 
 TEST(Transfer, GivesItsBytesInPieces) {
-  std::vector<ResolvedOp> ops = {{TransferKind::kRead, nullptr, 0, 0, nullptr, nullptr},
-                                 {TransferKind::kRead, nullptr, 25, 100, nullptr, nullptr},
-                                 {TransferKind::kWrite, nullptr, 7, 50, nullptr, nullptr}};
+  std::vector<uint8_t> memory(32);
+  uint8_t* m = memory.data();
+  std::vector<ResolvedOp> ops = {{TransferKind::kRead, m, 0, 0, nullptr, nullptr},
+                                 {TransferKind::kRead, m, 25, 100, nullptr, nullptr},
+                                 {TransferKind::kWrite, m, 7, 50, nullptr, nullptr}};
   Transfer transfer(std::move(ops), Time::max(), Time{});
   EXPECT_EQ(transfer.read_bytes, 25u);
   EXPECT_EQ(transfer.write_bytes, 7u);

@@ -54,8 +54,8 @@ struct WorkerParts {
         runner(options),
         io(&client, arena.get(), Identity(options), {}, clock),
         metrics(&registry, "test"),
-        fetch_pool(2),
-        put_pool(2),
+        fetch_pool(2, "fetch"),
+        put_pool(2, "put"),
         putter(&io, &put_pool) {}
 
   static worker::BlockIdentity Identity(const ChainRunnerOptions& options) {
