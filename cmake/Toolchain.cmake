@@ -11,7 +11,8 @@ endif()
 
 find_program(OSCARKV_CCACHE ccache)
 if(OSCARKV_CCACHE)
-  set(CMAKE_CXX_COMPILER_LAUNCHER ${OSCARKV_CCACHE})
+  # Paths relative to the tree, so that several clones and worktrees share what one of them compiled.
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env CCACHE_BASEDIR=${CMAKE_SOURCE_DIR} CCACHE_NOHASHDIR=1 ${OSCARKV_CCACHE})
 endif()
 
 add_library(oscarkv_compile_options INTERFACE)
