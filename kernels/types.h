@@ -46,6 +46,7 @@ enum class KernelStatus {
   kOk,
   kNonFinite,    // an input row holds Inf or NaN; nothing can be said of the outputs of that row
   kUnsupported,  // this backend has no such shape
+  kDevice,       // kCuda only: the device or its driver failed; cuda::LastError() says how
 };
 
 }  // namespace oscarkv::kernels

@@ -1,0 +1,37 @@
+#include <cuda_runtime.h>
+
+#include <cstdio>
+
+#include "kernels/cuda_device.h"
+
+namespace oscarkv::kernels::cuda {
+namespace {
+thread_local char last_error[256] = "";
+}  // namespace
+
+const char* LastError() {
+  return last_error;
+}
+
+KernelStatus Check(int cuda_error, const char* what) {
+  if (cuda_error == cudaSuccess) return KernelStatus::kOk;
+  std::snprintf(last_error, sizeof last_error, "%s: %s", what,
+                cudaGetErrorString(static_cast<cudaError_t>(cuda_error)));
+  return KernelStatus::kDevice;
+}
+
+int DeviceCount() {
+  int n = 0, usable = 0;
+  if (Check(cudaGetDeviceCount(&n), "cudaGetDeviceCount") != KernelStatus::kOk) {
+    cudaGetLastError();  // clears it: later calls must not report it again
+    return 0;
+  }
+  for (int i = 0; i < n; ++i) {
+    int major = 0;
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, i);
+    usable += major == 8 || major == 9;
+  }
+  return usable;
+}
+
+}  // namespace oscarkv::kernels::cuda
