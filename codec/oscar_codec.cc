@@ -36,6 +36,7 @@ absl::Status OscarCodec::EncodeLayer(int layer, const kernels::Bf16* block_layer
       return absl::InvalidArgumentError(
           absl::StrCat("layer ", layer, ": K or V holds Inf or NaN, which has no 2-bit code"));
     case kernels::KernelStatus::kUnsupported:
+    case kernels::KernelStatus::kDevice:  // not from this backend
       break;
   }
   return absl::InternalError(

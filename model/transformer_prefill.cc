@@ -36,6 +36,8 @@ absl::Status FromKernel(kernels::KernelStatus status, int layer) {
     case kernels::KernelStatus::kUnsupported:
       return absl::UnimplementedError(
           "this backend's prefill attention does not support the model's shape");
+    case kernels::KernelStatus::kDevice:  // not from this backend
+      break;
   }
   return absl::InternalError("unknown kernel status");
 }
