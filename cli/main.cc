@@ -7,8 +7,11 @@
 #include <vector>
 
 #include "cli/command.h"
+#include "cli/read_file.h"
 #include "cli/terminal.h"
+#include "common/config_file.h"
 #include "common/options.h"
+#include "common/status_macros.h"
 
 namespace oscarkv::cli {
 namespace {
@@ -59,6 +62,15 @@ CLI::App* AddSubcommand(CLI::App* app, const std::string& name, const std::strin
   return AddSubcommand(parent, name.substr(space + 1), summary);
 }
 
+// Fills what the command line left open from the file of --config.
+absl::Status ReadConfig(const std::string& path, const CLI::App& sub, const OptionTable& table) {
+  if (path.empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const std::string text, ReadFileOrStdin(path));
+  return ApplyConfig(table, path, text, [&sub](const std::string& name) {
+    return sub.get_option("--" + name)->count() > 0;
+  });
+}
+
 std::vector<std::unique_ptr<Command>> AllCommands() {
   std::vector<std::unique_ptr<Command>> commands;
   commands.push_back(NewServeCommand());
@@ -87,22 +99,28 @@ int Main(int argc, char** argv) {
   std::vector<std::unique_ptr<Command>> commands = AllCommands();
   std::vector<OptionTable> tables(commands.size() + 1);
   commands.push_back(NewDocsCommand(&commands, &tables));
-  Command* chosen = nullptr;
+  std::string config;
+  const CLI::App* chosen_app = nullptr;
+  size_t chosen = 0;
   for (size_t i = 0; i < commands.size(); ++i) {
     commands[i]->AddOptions(&tables[i]);
     CLI::App* sub = AddSubcommand(&app, commands[i]->name(), commands[i]->summary());
-    sub->set_config("--config", "",
-                    "Read options from a file of `name = value` lines; the command line wins");
-    sub->allow_config_extras(CLI::config_extras_mode::error);
+    sub->add_option("--config", config,
+                    "Read options from a file of `name = value` lines; the command line wins")
+        ->type_name("FILE");
     Bind(tables[i], sub);
-    sub->callback([&chosen, c = commands[i].get()] { chosen = c; });
+    sub->callback([&chosen, &chosen_app, i, sub] {
+      chosen = i;
+      chosen_app = sub;
+    });
   }
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     return app.exit(e) == 0 ? 0 : 2;
   }
-  const absl::Status status = chosen->Run();
+  absl::Status status = ReadConfig(config, *chosen_app, tables[chosen]);
+  if (status.ok()) status = commands[chosen]->Run();
   if (status.ok()) return 0;
   PrintError(status);
   return absl::IsInvalidArgument(status) ? 2 : 1;

@@ -24,7 +24,7 @@ sigset_t StopSignals() {
 
 }  // namespace
 
-void AddRoleOptions(OptionTable* table, RoleOptions* options) {
+void AddRoleOptions(OptionTable* table, RoleOptions* options, bool drains) {
   table->AddString("log-level", &options->log_level, "LEVEL",
                    "Log lines to write: debug, info, warn, error or off");
   table->AddString(
@@ -32,6 +32,9 @@ void AddRoleOptions(OptionTable* table, RoleOptions* options) {
       "Where Prometheus scrapes /metrics; port 0 picks a free one; empty: no endpoint");
   table->AddString("ready-file", &options->ready_file, "FILE",
                    "Written when the role is up: its ports and process id, one name=value a line");
+  if (!drains) return;
+  table->AddDuration("drain-timeout", &options->drain_timeout, Duration(0), std::chrono::hours(1),
+                     "After SIGTERM: how long requests under way may go on before they are ended");
 }
 
 void BlockStopSignals() {
@@ -83,7 +86,7 @@ absl::Status RunRole(const std::string& role, const RoleOptions& options,
                     {"metrics_port", absl::StrCat(metrics_port)}});
   RETURN_IF_ERROR(WriteReadyFile(options.ready_file, running.port, metrics_port));
   WaitForStopSignal();
-  running.shutdown();
+  running.shutdown(options.drain_timeout);
   LogInfo("stopped");
   return absl::OkStatus();
 }

@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/clock.h"
 #include "common/metrics.h"
 #include "common/options.h"
 
@@ -16,13 +17,15 @@ struct RoleOptions {
   std::string log_level = "info";
   std::string metrics_listen = "127.0.0.1:0";
   std::string ready_file;
+  Duration drain_timeout = std::chrono::seconds(5);
 };
-void AddRoleOptions(OptionTable* table, RoleOptions* options);
+// drains: whether the role has requests under way that may end before it stops.
+void AddRoleOptions(OptionTable* table, RoleOptions* options, bool drains);
 
 // A running server.
 struct RunningRole {
-  int port = 0;                    // gRPC
-  std::function<void()> shutdown;  // orderly; returns when all is done
+  int port = 0;                                  // gRPC
+  std::function<void(Duration drain)> shutdown;  // orderly; returns when all is done
 };
 
 // Call before any thread is started: SIGTERM and SIGINT then wait for WaitForStopSignal instead of

@@ -14,53 +14,55 @@
 namespace oscarkv::cli {
 namespace {
 
-constexpr Duration kDrain = std::chrono::seconds(5);
-
-// What a role is: its name, its options and how to start it.
+// What a role is: its name, its options, whether it has requests to drain, and how to start it.
 struct KvstoreRole {
   using Options = KvStoreServerOptions;
   static constexpr const char* kName = "kvstore";
+  static constexpr bool kDrains = false;
   static constexpr const char* kSummary = "Run a KV node: the memory that blocks are stored in";
   static absl::StatusOr<RunningRole> Start(const Options& options, MetricRegistry* registry) {
     ASSIGN_OR_RETURN(std::shared_ptr<KvStoreServer> server,
                      KvStoreServer::Start(options, registry));
-    return RunningRole{server->port(), [server] { server->Shutdown(); }};
+    return RunningRole{server->port(), [server](Duration) { server->Shutdown(); }};
   }
 };
 
 struct PrefillRole {
   using Options = prefill_worker::PrefillServerOptions;
   static constexpr const char* kName = "prefill";
+  static constexpr bool kDrains = true;
   static constexpr const char* kSummary =
       "Run a prefill worker: prompts to 2-bit blocks in the store";
   static absl::StatusOr<RunningRole> Start(const Options& options, MetricRegistry* registry) {
     ASSIGN_OR_RETURN(std::shared_ptr<prefill_worker::PrefillServer> server,
                      prefill_worker::PrefillServer::Start(options, registry));
-    return RunningRole{server->port(), [server] { server->Shutdown(kDrain); }};
+    return RunningRole{server->port(), [server](Duration drain) { server->Shutdown(drain); }};
   }
 };
 
 struct AttentionRole {
   using Options = attention_worker::AttentionServerOptions;
   static constexpr const char* kName = "attention";
+  static constexpr bool kDrains = true;
   static constexpr const char* kSummary =
       "Run an attention worker: decodes over 2-bit pages from the store";
   static absl::StatusOr<RunningRole> Start(const Options& options, MetricRegistry* registry) {
     ASSIGN_OR_RETURN(std::shared_ptr<attention_worker::AttentionServer> server,
                      attention_worker::AttentionServer::Start(options, registry));
-    return RunningRole{server->port(), [server] { server->Shutdown(kDrain); }};
+    return RunningRole{server->port(), [server](Duration drain) { server->Shutdown(drain); }};
   }
 };
 
 struct GatewayRole {
   using Options = gateway::GatewayOptions;
   static constexpr const char* kName = "gateway";
+  static constexpr bool kDrains = true;
   static constexpr const char* kSummary =
       "Run a gateway: takes prompts, routes them to workers, streams tokens";
   static absl::StatusOr<RunningRole> Start(const Options& options, MetricRegistry* registry) {
     ASSIGN_OR_RETURN(std::shared_ptr<gateway::GatewayServer> server,
                      gateway::GatewayServer::Start(options, registry));
-    return RunningRole{server->port(), [server] { server->Shutdown(kDrain); }};
+    return RunningRole{server->port(), [server](Duration drain) { server->Shutdown(drain); }};
   }
 };
 
@@ -77,7 +79,7 @@ class RoleCommand final : public Command {
   std::string name() const override { return Role::kName; }
   std::string summary() const override { return Role::kSummary; }
   void AddOptions(OptionTable* table) override {
-    AddRoleOptions(table, &role_);
+    AddRoleOptions(table, &role_, Role::kDrains);
     AddRows(table, &options_);
   }
   absl::Status Run() override {

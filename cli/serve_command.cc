@@ -44,7 +44,7 @@ class ServeCommand final : public Command {
                      "auto, shm, tcp, rdma or a list as in UCX_TLS");
     table->AddString("log-dir", &log_dir_, "DIR",
                      "With --processes: each role's log goes to a file there");
-    AddRoleOptions(table, &role_);
+    AddRoleOptions(table, &role_, /*drains=*/true);
   }
 
   absl::Status Run() override { return processes_ ? RunProcesses() : RunInProcess(); }
@@ -66,9 +66,9 @@ class ServeCommand final : public Command {
         return r.port;
       };
       ASSIGN_OR_RETURN(const int port, StartAll(start));
-      return RunningRole{port, [roles] {
+      return RunningRole{port, [roles](Duration drain) {
                            for (auto it = roles->rbegin(); it != roles->rend(); ++it)
-                             it->shutdown();
+                             it->shutdown(drain);
                          }};
     });
   }
@@ -88,13 +88,17 @@ class ServeCommand final : public Command {
                            std::vector<std::string> args) -> absl::StatusOr<int> {
       args.insert(args.begin(), role);
       args.insert(args.end(), {"--log-level", role_.log_level});
+      if (role != "kvstore") {
+        args.insert(args.end(),
+                    {"--drain-timeout", absl::StrCat(role_.drain_timeout.count(), "ns")});
+      }
       return children.Start(role, args, std::chrono::seconds(60));
     };
     ASSIGN_OR_RETURN(const int port, StartAll(start));
     LogInfo("ready", {{"gateway", absl::StrCat("127.0.0.1:", port)}});
     RETURN_IF_ERROR(WriteReadyFile(role_.ready_file, port, 0));
     const absl::Status status = children.WaitForStopSignalOrExit();
-    children.StopAll(std::chrono::seconds(20));
+    children.StopAll(role_.drain_timeout + std::chrono::seconds(15));
     return status;
   }
 

@@ -188,6 +188,8 @@ absl::Status GatewayServer::Impl::Listen() {
                                                ": the address is in use or not this machine's"));
   }
   server->GetHealthCheckService()->SetServingStatus(false);
+  // Up, though it may not be routable: restarting a gateway does not bring back its workers.
+  server->GetHealthCheckService()->SetServingStatus("liveness", true);
   return absl::OkStatus();
 }
 
@@ -197,7 +199,7 @@ void GatewayServer::Impl::Beat() {
   const bool routable = workers->routable();
   if (routable == serving) return;
   serving = routable;
-  server->GetHealthCheckService()->SetServingStatus(serving);
+  server->GetHealthCheckService()->SetServingStatus("", serving);
   if (serving) {
     LogInfo("serving: a usable worker of each role");
   } else {

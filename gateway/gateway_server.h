@@ -38,10 +38,10 @@ void AddOptions(OptionTable* table, GatewayOptions* options);
 class GatewayServer {
  public:
   // Serves once this returned: workers have been asked once (for up to worker_wait), whatever they
-  // said. Health says SERVING while there is a usable worker of each role. store: the client to
-  // use; null makes one from options.nodes. Errors: kInvalidArgument (option), kUnavailable
-  // (address in use; no kvstore node answers), those of loading the model folder. metrics outlives
-  // the server.
+  // said. Health says SERVING while there is a usable worker of each role; its service "liveness"
+  // does so until Shutdown. store: the client to use; null makes one from options.nodes. Errors:
+  // kInvalidArgument (option), kUnavailable (address in use; no kvstore node answers), those of
+  // loading the model folder. metrics outlives the server.
   static absl::StatusOr<std::unique_ptr<GatewayServer>> Start(
       const GatewayOptions& options, MetricRegistry* metrics,
       std::unique_ptr<KvClient> store = nullptr);

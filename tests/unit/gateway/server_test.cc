@@ -267,6 +267,14 @@ TEST_F(ServerTest, HealthFollowsTheWorkers) {
   EXPECT_EQ(response.status(), grpc::health::v1::HealthCheckResponse::NOT_SERVING);
   context.TryCancel();
   watch->Finish();
+
+  // The process itself is well: whoever restarts what does not live leaves it alone.
+  grpc::ClientContext liveness_context;
+  SetDeadline(&liveness_context);
+  grpc::health::v1::HealthCheckRequest liveness;
+  liveness.set_service("liveness");
+  ASSERT_TRUE(health->Check(&liveness_context, liveness, &response).ok());
+  EXPECT_EQ(response.status(), grpc::health::v1::HealthCheckResponse::SERVING);
 }
 
 TEST_F(ServerTest, ReflectionListsTheService) {
