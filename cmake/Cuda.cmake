@@ -19,7 +19,7 @@ set(OSCARKV_CUDA_CODE
 function(oscarkv_cuda_options target)
   target_include_directories(${target} PRIVATE ${CMAKE_SOURCE_DIR})
   target_compile_options(${target} PRIVATE
-    $<$<COMPILE_LANGUAGE:CUDA>:${OSCARKV_CUDA_CODE} -Xcompiler=-Wall>
+    $<$<COMPILE_LANGUAGE:CUDA>:${OSCARKV_CUDA_CODE} --expt-relaxed-constexpr -Xcompiler=-Wall>
     $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${OSCARKV_WERROR}>>:-Werror=all-warnings>
     $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wno-unused-parameter>)
   target_link_libraries(${target} PRIVATE CUDA::cudart_static)
