@@ -18,7 +18,6 @@
 
 namespace oscarkv {
 
-using worker::BlockPut;
 using worker::PutOutcome;
 using worker::StoredBlock;
 
@@ -29,7 +28,7 @@ double Seconds(Duration d) {
 }  // namespace
 
 AttentionEngine::AttentionEngine(const AttentionEngineOptions& options, ModelRunner* runner,
-                                 const worker::BlockIo* io, worker::IoPool* fetch_pool,
+                                 const worker::BlockIo* io, TaskPool* fetch_pool,
                                  worker::BlockPutter* putter, AttentionMetrics* metrics,
                                  worker::WorkerMetrics* worker_metrics)
     : options_(options),
@@ -137,7 +136,7 @@ void AttentionEngine::Expire() {
   }
 }
 
-void AttentionEngine::Begin(std::shared_ptr<Sequence> seq) {
+void AttentionEngine::Begin(const std::shared_ptr<Sequence>& seq) {
   sequences_[seq->id] = seq;
   waiting_[seq->id] = seq.get();
   // The prompt's first token, which prefill chose, may be all that was wanted.
@@ -196,8 +195,8 @@ void AttentionEngine::Load(Sequence* seq) {
   }
   seq->load_cancelled = std::make_shared<std::atomic<bool>>(false);
   ++seq->pending_io;
-  fetch_pool_->Run([this, seq, items = std::move(items), blocks = std::move(blocks),
-                    cancelled = seq->load_cancelled] {
+  fetch_pool_->Post([this, seq, items = std::move(items), blocks = std::move(blocks),
+                     cancelled = seq->load_cancelled] {
     TransferTotals totals;
     auto statuses = io_->Fetch(blocks, *cancelled, &totals);
     mailbox_.Post([this, seq, items, statuses = std::move(statuses), totals] {
@@ -284,7 +283,7 @@ void AttentionEngine::OnPut(Sequence* seq, const PutOutcome& outcome,
   Settle(seq);
 }
 
-void AttentionEngine::Finish(Sequence* seq, absl::Status status, StopReason reason) {
+void AttentionEngine::Finish(Sequence* seq, const absl::Status& status, StopReason reason) {
   if (seq->state == DecodeState::kEnded) return;
   if (seq->load_cancelled != nullptr) seq->load_cancelled->store(true);
   for (auto* list : {&waiting_, &recomputing_, &running_}) list->erase(seq->id);

@@ -17,10 +17,10 @@
 #include "absl/status/statusor.h"
 #include "attention_worker/decode_sequence.h"
 #include "attention_worker/metrics.h"
+#include "common/task_pool.h"
 #include "model/model_runner.h"
 #include "worker/block_io.h"
 #include "worker/block_put.h"
-#include "worker/io_pool.h"
 #include "worker/mailbox.h"
 #include "worker/metrics.h"
 
@@ -42,9 +42,8 @@ class AttentionEngine {
  public:
   // All pointers outlive the engine. `runner` and the slots are used on the engine's thread only.
   AttentionEngine(const AttentionEngineOptions& options, ModelRunner* runner,
-                  const worker::BlockIo* io, worker::IoPool* fetch_pool,
-                  worker::BlockPutter* putter, AttentionMetrics* metrics,
-                  worker::WorkerMetrics* worker_metrics);
+                  const worker::BlockIo* io, TaskPool* fetch_pool, worker::BlockPutter* putter,
+                  AttentionMetrics* metrics, worker::WorkerMetrics* worker_metrics);
   ~AttentionEngine();
 
   // kInvalidArgument: a bad field of the job; kResourceExhausted: the queue is full, or the
@@ -67,7 +66,7 @@ class AttentionEngine {
   void Loop();
   Duration WaitTime() const;
   void Expire();
-  void Begin(std::shared_ptr<Sequence> seq);
+  void Begin(const std::shared_ptr<Sequence>& seq);
 
   void Admit();
   void Load(Sequence* seq);
@@ -98,7 +97,7 @@ class AttentionEngine {
                  bool partial);
   void OnPut(Sequence* seq, const worker::PutOutcome& outcome, const std::vector<int>& windows);
 
-  void Finish(Sequence* seq, absl::Status status, StopReason reason);
+  void Finish(Sequence* seq, const absl::Status& status, StopReason reason);
   // After a transfer ended: frees what waited for it.
   void Settle(Sequence* seq);
   void Publish();
@@ -107,7 +106,7 @@ class AttentionEngine {
   const AttentionEngineOptions options_;
   ModelRunner* const runner_;
   const worker::BlockIo* const io_;
-  worker::IoPool* const fetch_pool_;
+  TaskPool* const fetch_pool_;
   worker::BlockPutter* const putter_;
   AttentionMetrics* const metrics_;
   worker::WorkerMetrics* const worker_metrics_;

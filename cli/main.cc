@@ -2,6 +2,7 @@
 #include <CLI/CLI.hpp>
 
 #include <cstdio>
+#include <exception>
 #include <memory>
 #include <string>
 #include <vector>
@@ -130,5 +131,11 @@ int Main(int argc, char** argv) {
 }  // namespace oscarkv::cli
 
 int main(int argc, char** argv) {
-  return oscarkv::cli::Main(argc, argv);
+  // CLI11 and the standard library throw; ours does not.
+  try {
+    return oscarkv::cli::Main(argc, argv);
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "oscarkv: %s\n", e.what());
+    return 1;
+  }
 }

@@ -97,7 +97,7 @@ class ServeCommand final : public Command {
     ASSIGN_OR_RETURN(const int port, StartAll(start));
     LogInfo("ready", {{"gateway", absl::StrCat("127.0.0.1:", port)}});
     RETURN_IF_ERROR(WriteReadyFile(role_.ready_file, port, 0));
-    const absl::Status status = children.WaitForStopSignalOrExit();
+    absl::Status status = children.WaitForStopSignalOrExit();
     children.StopAll(role_.drain_timeout + std::chrono::seconds(15));
     return status;
   }

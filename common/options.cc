@@ -101,7 +101,7 @@ std::string FormatDuration(Duration d) {
 
 void OptionTable::AddString(std::string name, std::string* field, std::string value_name,
                             std::string doc) {
-  Add({name, std::move(value_name), std::move(doc), *field, "text", false,
+  Add({std::move(name), std::move(value_name), std::move(doc), *field, "text", false,
        [field](absl::string_view v) {
          *field = std::string(v);
          return absl::OkStatus();
@@ -110,7 +110,7 @@ void OptionTable::AddString(std::string name, std::string* field, std::string va
 
 void OptionTable::AddStrings(std::string name, std::vector<std::string>* field,
                              std::string value_name, std::string doc) {
-  Add({name, std::move(value_name), std::move(doc), absl::StrJoin(*field, ","),
+  Add({std::move(name), std::move(value_name), std::move(doc), absl::StrJoin(*field, ","),
        "a comma-separated list", false, [field](absl::string_view v) {
          field->clear();
          for (absl::string_view part : absl::StrSplit(v, ',', absl::SkipWhitespace())) {
@@ -122,17 +122,22 @@ void OptionTable::AddStrings(std::string name, std::vector<std::string>* field,
 
 void OptionTable::AddRepeated(std::string name, std::vector<std::string>* field,
                               std::string value_name, std::string doc) {
-  OptionRow row{
-      name, std::move(value_name), std::move(doc), "", "text", false, [field](absl::string_view v) {
-        field->emplace_back(std::string(v));
-        return absl::OkStatus();
-      }};
+  OptionRow row{std::move(name),
+                std::move(value_name),
+                std::move(doc),
+                "",
+                "text",
+                false,
+                [field](absl::string_view v) {
+                  field->emplace_back(std::string(v));
+                  return absl::OkStatus();
+                }};
   row.repeatable = true;
   Add(std::move(row));
 }
 
 template <typename T>
-void OptionTable::AddNumber(std::string name, T* field, T min, T max, std::string value_name,
+void OptionTable::AddNumber(const std::string& name, T* field, T min, T max, std::string value_name,
                             std::string doc) {
   const std::string allowed = absl::StrCat(min, "..", max);
   Add({name, std::move(value_name), std::move(doc), absl::StrCat(*field), allowed, false,
@@ -151,25 +156,25 @@ void OptionTable::AddNumber(std::string name, T* field, T min, T max, std::strin
        }});
 }
 
-void OptionTable::AddInt(std::string name, int* field, int64_t min, int64_t max, std::string doc) {
-  AddNumber<int>(std::move(name), field, static_cast<int>(min), static_cast<int>(max), "N",
-                 std::move(doc));
+void OptionTable::AddInt(const std::string& name, int* field, int64_t min, int64_t max,
+                         std::string doc) {
+  AddNumber<int>(name, field, static_cast<int>(min), static_cast<int>(max), "N", std::move(doc));
 }
-void OptionTable::AddInt64(std::string name, int64_t* field, int64_t min, int64_t max,
+void OptionTable::AddInt64(const std::string& name, int64_t* field, int64_t min, int64_t max,
                            std::string doc) {
-  AddNumber<int64_t>(std::move(name), field, min, max, "N", std::move(doc));
+  AddNumber<int64_t>(name, field, min, max, "N", std::move(doc));
 }
-void OptionTable::AddUint64(std::string name, uint64_t* field, uint64_t min, uint64_t max,
+void OptionTable::AddUint64(const std::string& name, uint64_t* field, uint64_t min, uint64_t max,
                             std::string doc) {
-  AddNumber<uint64_t>(std::move(name), field, min, max, "N", std::move(doc));
+  AddNumber<uint64_t>(name, field, min, max, "N", std::move(doc));
 }
-void OptionTable::AddFloat(std::string name, float* field, double min, double max,
+void OptionTable::AddFloat(const std::string& name, float* field, double min, double max,
                            std::string doc) {
-  AddNumber<float>(std::move(name), field, static_cast<float>(min), static_cast<float>(max), "X",
+  AddNumber<float>(name, field, static_cast<float>(min), static_cast<float>(max), "X",
                    std::move(doc));
 }
 
-void OptionTable::AddBytes(std::string name, uint64_t* field, uint64_t min, uint64_t max,
+void OptionTable::AddBytes(const std::string& name, uint64_t* field, uint64_t min, uint64_t max,
                            std::string doc) {
   const std::string allowed = absl::StrCat("a size in ", FormatBytes(min), "..", FormatBytes(max));
   Add({name, "BYTES", std::move(doc), FormatBytes(*field), allowed, false,
@@ -183,7 +188,7 @@ void OptionTable::AddBytes(std::string name, uint64_t* field, uint64_t min, uint
        }});
 }
 
-void OptionTable::AddDuration(std::string name, Duration* field, Duration min, Duration max,
+void OptionTable::AddDuration(const std::string& name, Duration* field, Duration min, Duration max,
                               std::string doc) {
   const std::string allowed =
       absl::StrCat("a duration in ", FormatDuration(min), "..", FormatDuration(max));
@@ -197,7 +202,7 @@ void OptionTable::AddDuration(std::string name, Duration* field, Duration min, D
        }});
 }
 
-void OptionTable::AddBool(std::string name, bool* field, std::string doc) {
+void OptionTable::AddBool(const std::string& name, bool* field, std::string doc) {
   Add({name, "", std::move(doc), *field ? "true" : "false", "true|false", true,
        [=](absl::string_view v) {
          if (v != "true" && v != "false") return Bad(name, v, "true or false");
@@ -206,8 +211,8 @@ void OptionTable::AddBool(std::string name, bool* field, std::string doc) {
        }});
 }
 
-void OptionTable::AddChoice(std::string name, std::string* field, std::vector<std::string> choices,
-                            std::string doc) {
+void OptionTable::AddChoice(const std::string& name, std::string* field,
+                            const std::vector<std::string>& choices, std::string doc) {
   const std::string allowed = absl::StrJoin(choices, "|");
   Add({name, allowed, std::move(doc), *field, allowed, false, [=](absl::string_view v) {
          if (std::find(choices.begin(), choices.end(), v) == choices.end())

@@ -36,17 +36,18 @@ class OptionTable {
   // Each occurrence adds its value as it is, commas and blanks included.
   void AddRepeated(std::string name, std::vector<std::string>* field, std::string value_name,
                    std::string doc);
-  void AddInt(std::string name, int* field, int64_t min, int64_t max, std::string doc);
-  void AddInt64(std::string name, int64_t* field, int64_t min, int64_t max, std::string doc);
-  void AddUint64(std::string name, uint64_t* field, uint64_t min, uint64_t max, std::string doc);
-  void AddFloat(std::string name, float* field, double min, double max, std::string doc);
-  void AddBytes(std::string name, uint64_t* field, uint64_t min, uint64_t max,
-                std::string doc);  // 4096, 64KiB, 2GiB, 1GB
-  void AddDuration(std::string name, Duration* field, Duration min, Duration max,
-                   std::string doc);  // 250ms, 5s, 2m, 1h
-  void AddBool(std::string name, bool* field, std::string doc);
-  void AddChoice(std::string name, std::string* field, std::vector<std::string> choices,
+  void AddInt(const std::string& name, int* field, int64_t min, int64_t max, std::string doc);
+  void AddInt64(const std::string& name, int64_t* field, int64_t min, int64_t max, std::string doc);
+  void AddUint64(const std::string& name, uint64_t* field, uint64_t min, uint64_t max,
                  std::string doc);
+  void AddFloat(const std::string& name, float* field, double min, double max, std::string doc);
+  void AddBytes(const std::string& name, uint64_t* field, uint64_t min, uint64_t max,
+                std::string doc);  // 4096, 64KiB, 2GiB, 1GB
+  void AddDuration(const std::string& name, Duration* field, Duration min, Duration max,
+                   std::string doc);  // 250ms, 5s, 2m, 1h
+  void AddBool(const std::string& name, bool* field, std::string doc);
+  void AddChoice(const std::string& name, std::string* field,
+                 const std::vector<std::string>& choices, std::string doc);
 
   const std::vector<OptionRow>& rows() const { return rows_; }
   absl::Status Set(absl::string_view name, absl::string_view value) const;
@@ -54,7 +55,8 @@ class OptionTable {
  private:
   void Add(OptionRow row) { rows_.push_back(std::move(row)); }
   template <typename T>
-  void AddNumber(std::string name, T* field, T min, T max, std::string value_name, std::string doc);
+  void AddNumber(const std::string& name, T* field, T min, T max, std::string value_name,
+                 std::string doc);
   std::vector<OptionRow> rows_;
 };
 

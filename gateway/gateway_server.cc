@@ -13,7 +13,7 @@
 #include "absl/strings/str_format.h"
 #include "common/log.h"
 #include "common/status_macros.h"
-#include "gateway/executor.h"
+#include "common/task_pool.h"
 #include "gateway/gateway_service.h"
 #include "gateway/grpc_worker_stub.h"
 #include "gateway/heartbeat.h"
@@ -115,7 +115,7 @@ struct GatewayServer::Impl {
   std::unique_ptr<Router> router;
   std::unique_ptr<RequestPipeline> pipeline;
   std::unique_ptr<WorkerSet> workers;
-  std::unique_ptr<Executor> executor;
+  std::unique_ptr<TaskPool> executor;
   std::unique_ptr<GatewayService> service;
   std::unique_ptr<grpc::Server> server;
   std::unique_ptr<Heartbeat> heartbeat;
@@ -149,7 +149,7 @@ absl::Status GatewayServer::Impl::Load(MetricRegistry* registry,
   workers = std::make_unique<WorkerSet>(worker_options, std::move(prefill), std::move(attention),
                                         metrics.get(), SteadyClock::Get());
 
-  executor = std::make_unique<Executor>(options.threads);
+  executor = std::make_unique<TaskPool>(options.threads, "gateway-exec");
   PipelineOptions pipeline_options;
   pipeline_options.admission = {options.max_running, options.max_waiting};
   pipeline_options.model = {static_cast<uint32_t>(config.max_position_embeddings),

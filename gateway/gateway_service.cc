@@ -111,7 +111,7 @@ class GenerateReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
 // Runs `work` on the executor, then finishes the call with its status.
 template <typename Work>
-void FinishOn(Executor* executor, grpc::ServerUnaryReactor* reactor, Work work) {
+void FinishOn(TaskPool* executor, grpc::ServerUnaryReactor* reactor, Work work) {
   const bool posted = executor->TryPost(
       [reactor, work = std::move(work)]() mutable { reactor->Finish(rpc::ToGrpc(work())); },
       kMaxQueuedTasks);

@@ -9,7 +9,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include "common/clock.h"
-#include "gateway/executor.h"
+#include "common/task_pool.h"
 #include "gateway/metrics.h"
 #include "gateway/request_pipeline.h"
 #include "gateway/worker_set.h"
@@ -22,7 +22,7 @@ struct ServiceDeps {
   RequestPipeline* pipeline = nullptr;
   WorkerSet* workers = nullptr;
   KvClient* store = nullptr;  // may be null
-  Executor* executor = nullptr;
+  TaskPool* executor = nullptr;
   GatewayMetrics* metrics = nullptr;
   const Tokenizer* tokenizer = nullptr;
   Duration default_deadline{};  // of a Generate without one

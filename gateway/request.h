@@ -22,9 +22,9 @@
 #include "absl/status/statusor.h"
 #include "common/clock.h"
 #include "common/mutex.h"
+#include "common/task_pool.h"
 #include "gateway/admission.h"
 #include "gateway/answer_text.h"
-#include "gateway/executor.h"
 #include "gateway/metrics.h"
 #include "gateway/router.h"
 #include "gateway/types.h"
@@ -61,7 +61,7 @@ struct PipelineDeps {
   KvClient* store = nullptr;
   WorkerSet* workers = nullptr;
   const Router* router = nullptr;
-  Executor* executor = nullptr;
+  TaskPool* executor = nullptr;
   GatewayMetrics* metrics = nullptr;
   const Clock* clock = nullptr;
 };

@@ -61,7 +61,7 @@ struct PrefillEngine::Sequence {
 };
 
 PrefillEngine::PrefillEngine(const PrefillEngineOptions& options, ModelRunner* runner,
-                             const worker::BlockIo* io, worker::IoPool* fetch_pool,
+                             const worker::BlockIo* io, TaskPool* fetch_pool,
                              worker::BlockPutter* putter, PrefillMetrics* metrics,
                              worker::WorkerMetrics* worker_metrics)
     : options_(options),
@@ -195,7 +195,7 @@ void PrefillEngine::StartQueued() {
     }
     ++seq->pending_io;
     std::vector<BlockKey> chain(seq->names.chain().begin(), seq->names.chain().end());
-    fetch_pool_->Run([this, seq, chain = std::move(chain)] {
+    fetch_pool_->Post([this, seq, chain = std::move(chain)] {
       auto matched = io_->client().Match(chain, io_->Deadline());
       mailbox_.Post([this, seq, matched = std::move(matched)] { OnMatched(seq, matched); });
     });
@@ -235,7 +235,7 @@ void PrefillEngine::Fetch(Sequence* seq) {
       blocks.push_back(io_->Window(seq->names, seq->kv, b));
   }
   ++seq->pending_io;
-  fetch_pool_->Run([this, seq, blocks = std::move(blocks), cancelled = seq->cancelled] {
+  fetch_pool_->Post([this, seq, blocks = std::move(blocks), cancelled = seq->cancelled] {
     TransferTotals totals;
     auto statuses = io_->Fetch(blocks, *cancelled, &totals);
     mailbox_.Post(

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/task_pool.h"
 #include "model/model_runner.h"
 #include "model/sampler.h"
 #include "prefill_worker/metrics.h"
@@ -24,7 +25,6 @@
 #include "worker/block_io.h"
 #include "worker/block_put.h"
 #include "worker/cancel_flags.h"
-#include "worker/io_pool.h"
 #include "worker/mailbox.h"
 #include "worker/metrics.h"
 
@@ -69,7 +69,7 @@ class PrefillEngine {
 
   // All pointers outlive the engine. `runner` and the slots are used on the engine's thread only.
   PrefillEngine(const PrefillEngineOptions& options, ModelRunner* runner, const worker::BlockIo* io,
-                worker::IoPool* fetch_pool, worker::BlockPutter* putter, PrefillMetrics* metrics,
+                TaskPool* fetch_pool, worker::BlockPutter* putter, PrefillMetrics* metrics,
                 worker::WorkerMetrics* worker_metrics);
   ~PrefillEngine();
 
@@ -117,7 +117,7 @@ class PrefillEngine {
   const PrefillEngineOptions options_;
   ModelRunner* const runner_;
   const worker::BlockIo* const io_;
-  worker::IoPool* const fetch_pool_;
+  TaskPool* const fetch_pool_;
   worker::BlockPutter* const putter_;
   PrefillMetrics* const metrics_;
   worker::WorkerMetrics* const worker_metrics_;

@@ -62,7 +62,7 @@ void BlockPut::Abandon() {
 void BlockPut::Wake() {
   if (pumping_ || ended_) return;
   pumping_ = true;
-  putter_->pool_->Run([self = shared_from_this()] { self->Pump(); });
+  putter_->pool_->Post([self = shared_from_this()] { self->Pump(); });
 }
 
 void BlockPut::Pump() {

@@ -10,8 +10,8 @@
 
 #include "absl/status/status.h"
 #include "common/mutex.h"
+#include "common/task_pool.h"
 #include "worker/block_io.h"
-#include "worker/io_pool.h"
 
 namespace oscarkv::worker {
 
@@ -74,7 +74,7 @@ class BlockPut : public std::enable_shared_from_this<BlockPut> {
 class BlockPutter {
  public:
   // Both outlive the putter.
-  BlockPutter(const BlockIo* io, IoPool* pool) : io_(io), pool_(pool) {}
+  BlockPutter(const BlockIo* io, TaskPool* pool) : io_(io), pool_(pool) {}
 
   // Reserves room on an I/O thread. The blocks' slots must stay, and the bytes of a layer unchanged
   // once it was called ready, until `done`, which comes exactly once, from an I/O thread. No block
@@ -88,7 +88,7 @@ class BlockPutter {
   void Ended(const BlockKey& key, const absl::Status& status);
 
   const BlockIo* const io_;
-  IoPool* const pool_;
+  TaskPool* const pool_;
   Mutex mu_;
   // Blocks under way, with the puts that wait for them.
   std::map<BlockKey, std::vector<std::shared_ptr<BlockPut>>> under_way_ GUARDED_BY(mu_);

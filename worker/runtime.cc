@@ -120,8 +120,8 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> BuildRuntime(
   const kernels::KvShape shape = config.kv_shape();
   runtime->metrics->SetCompression(
       coded ? static_cast<double>(shape.Bf16BlockBytes()) / shape.PageBytes() : 1);
-  runtime->fetch_pool = std::make_unique<IoPool>(options.io_threads, "worker-fetch");
-  runtime->put_pool = std::make_unique<IoPool>(options.io_threads, "worker-put");
+  runtime->fetch_pool = std::make_unique<TaskPool>(options.io_threads, "worker-fetch");
+  runtime->put_pool = std::make_unique<TaskPool>(options.io_threads, "worker-put");
   runtime->putter = std::make_unique<BlockPutter>(runtime->io.get(), runtime->put_pool.get());
   LogStart(*runtime);
   return runtime;

@@ -9,12 +9,12 @@
 #include "absl/status/statusor.h"
 #include "codec/codec.h"
 #include "common/metrics.h"
+#include "common/task_pool.h"
 #include "kvstore/client/client.h"
 #include "model/model_runner.h"
 #include "transport/transport.h"
 #include "worker/block_io.h"
 #include "worker/block_put.h"
-#include "worker/io_pool.h"
 #include "worker/kv_arena.h"
 #include "worker/metrics.h"
 #include "worker/options.h"
@@ -38,8 +38,8 @@ struct WorkerRuntime {
   std::unique_ptr<BlockIo> io;
   std::unique_ptr<WorkerMetrics> metrics;
   // Apart, so that puts to a slow store do not hold up the fetches of others.
-  std::unique_ptr<IoPool> fetch_pool;
-  std::unique_ptr<IoPool> put_pool;
+  std::unique_ptr<TaskPool> fetch_pool;
+  std::unique_ptr<TaskPool> put_pool;
   std::unique_ptr<BlockPutter> putter;
 };
 

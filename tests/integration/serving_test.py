@@ -94,15 +94,17 @@ class KilledPrefillWorker(ClusterTest):
     options = dict(prefills=2)
 
     def test_retried_on_the_other(self):
-        victims = self.cluster.of("prefill")
-        for victim in victims:
-            victim.send(signal.SIGSTOP)
-        process = self.cluster.generate_process(words(1000), "--max-tokens", 4, "--json")
-        time.sleep(1.0)  # the request is with one of the two
-        victims[0].send(signal.SIGCONT)
-        victims[1].kill()
+        process = self.cluster.generate_process(words(4000), "--max-tokens", 4, "--json")
+        workers = self.cluster.of("prefill")
+
+        def busy():
+            return [w for w in workers if w.metric("oscarkv_prefill_running_prompts") > 0]
+
+        self.cluster.wait_for("a worker computes the prompt", busy)
+        busy()[0].kill()
         out, err = process.communicate(timeout=120)
         self.assertEqual(process.returncode, 0, err + self.cluster.logs())
+        self.assertEqual(self.cluster.gateway.metric("oscarkv_gateway_retries_total", stage="prefill"), 1)
         self.assertTrue(self.cluster.generate(words(50), "--max-tokens", 2)["tokens"])
 
 

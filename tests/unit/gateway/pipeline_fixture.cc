@@ -208,7 +208,7 @@ PipelineTest::PipelineTest(const PipelineSetup& setup) {
   workers_ = std::make_unique<WorkerSet>(WorkerSetOptions{}, std::move(prefill),
                                          std::move(attention), &metrics_, &clock_);
   workers_->Poll();
-  executor_ = std::make_unique<Executor>(2);
+  executor_ = std::make_unique<TaskPool>(2, "executor");
   PipelineOptions options;
   options.admission = setup.admission;
   options.model = {32768, 8192};

@@ -113,7 +113,7 @@ class PipelineTest : public ::testing::Test {
   std::vector<FakeAttentionStub*> attention_;
   std::unique_ptr<RequestPipeline> pipeline_;
   std::unique_ptr<WorkerSet> workers_;
-  std::unique_ptr<Executor> executor_;
+  std::unique_ptr<TaskPool> executor_;
   RecordingSink sink_;
 };
 

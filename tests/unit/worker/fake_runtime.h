@@ -26,8 +26,8 @@ inline std::unique_ptr<worker::WorkerRuntime> FakeRuntime(std::unique_ptr<ModelR
       std::make_unique<worker::BlockIo>(runtime->client.get(), runtime->arena.get(), identity,
                                         worker::BlockIoOptions{}, SteadyClock::Get());
   runtime->metrics = std::make_unique<worker::WorkerMetrics>(registry, "test");
-  runtime->fetch_pool = std::make_unique<worker::IoPool>(2, "fetch");
-  runtime->put_pool = std::make_unique<worker::IoPool>(2, "put");
+  runtime->fetch_pool = std::make_unique<TaskPool>(2, "fetch");
+  runtime->put_pool = std::make_unique<TaskPool>(2, "put");
   runtime->putter =
       std::make_unique<worker::BlockPutter>(runtime->io.get(), runtime->put_pool.get());
   return runtime;

@@ -74,7 +74,7 @@ struct WorkerParts {
   worker::BlockIo io;
   MetricRegistry registry;
   worker::WorkerMetrics metrics;
-  worker::IoPool fetch_pool, put_pool;
+  TaskPool fetch_pool, put_pool;
   worker::BlockPutter putter;
 };
 

@@ -1,20 +1,20 @@
-#include "gateway/executor.h"
+#include "common/task_pool.h"
 
 #include <pthread.h>
 
 #include <limits>
 #include <utility>
 
-namespace oscarkv::gateway {
+namespace oscarkv {
 
-Executor::Executor(int threads) {
+TaskPool::TaskPool(int threads, const char* name) {
   for (int i = 0; i < threads; ++i) {
     threads_.emplace_back([this] { Loop(); });
-    pthread_setname_np(threads_.back().native_handle(), "gateway-exec");
+    pthread_setname_np(threads_.back().native_handle(), name);
   }
 }
 
-Executor::~Executor() {
+TaskPool::~TaskPool() {
   {
     MutexLock lock(mu_);
     stopping_ = true;
@@ -23,11 +23,11 @@ Executor::~Executor() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-void Executor::Post(std::function<void()> task) {
+void TaskPool::Post(std::function<void()> task) {
   TryPost(std::move(task), std::numeric_limits<size_t>::max());
 }
 
-bool Executor::TryPost(std::function<void()> task, size_t max_queued) {
+bool TaskPool::TryPost(std::function<void()> task, size_t max_queued) {
   {
     MutexLock lock(mu_);
     if (tasks_.size() >= max_queued) return false;
@@ -37,7 +37,7 @@ bool Executor::TryPost(std::function<void()> task, size_t max_queued) {
   return true;
 }
 
-void Executor::Loop() {
+void TaskPool::Loop() {
   while (true) {
     std::function<void()> task;
     {
@@ -51,4 +51,4 @@ void Executor::Loop() {
   }
 }
 
-}  // namespace oscarkv::gateway
+}  // namespace oscarkv

@@ -1,4 +1,4 @@
-// A few threads for what would hold up gRPC's: tokenising long prompts and asking the store.
+// A few threads for what would hold up others: calls that block, tokenising a long prompt.
 #pragma once
 
 #include <deque>
@@ -8,17 +8,18 @@
 
 #include "common/mutex.h"
 
-namespace oscarkv::gateway {
+namespace oscarkv {
 
-// Thread-safe. Tasks start in the order of posting.
-class Executor {
+// Thread-safe. Tasks start in the order in which they came.
+class TaskPool {
  public:
-  explicit Executor(int threads);
+  // `name`: of the threads, at most 15 characters.
+  TaskPool(int threads, const char* name);
   // Runs what was posted, then joins. Nothing may be posted from other threads by then.
-  ~Executor();
+  ~TaskPool();
 
   // Never blocks, never runs the task on the calling thread. For tasks whose number is bounded
-  // elsewhere (by admission).
+  // elsewhere (by admission, by a pool's slots).
   void Post(std::function<void()> task);
   // False, and the task is dropped, when `max_queued` tasks wait already.
   bool TryPost(std::function<void()> task, size_t max_queued);
@@ -33,4 +34,4 @@ class Executor {
   std::vector<std::thread> threads_;
 };
 
-}  // namespace oscarkv::gateway
+}  // namespace oscarkv
