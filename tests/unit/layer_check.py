@@ -38,7 +38,7 @@ HOMES = {
     r"prometheus/": [r"^common/metrics_server\.cc$"],
     r"spdlog/": [r"^common/log\.cc$"],
     r"CLI/": [r"^cli/main\.cc$", r"^bench/"],
-    r"cuda|cublas|cudnn": [r"^kernels/", r"^model/cuda/", r"^transport/ucx/", r"^common/device/"],
+    r"cuda|cublas|cudnn": [r"^(bench/|tests/unit/)?kernels/", r"^model/cuda/", r"^transport/ucx/", r"^common/device/"],
     r"hwy/|oneapi/": [r"^kernels/", r"^tests/unit/kernels/"],
     r"absl/": [r"^(?!kernels/)"],
     r"openssl/": [r"^common/"],
