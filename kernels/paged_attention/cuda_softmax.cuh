@@ -1,0 +1,503 @@
+// One warp's online softmax: query operands, scores, weights, output sums (see cuda_warp.cuh).
+#pragma once
+
+#include "kernels/paged_attention/cuda_warp.cuh"
+
+namespace oscarkv::kernels::cuda {
+
+inline constexpr float kLog2E = 1.4426950408889634f;
+
+template <class C>
+class Softmax {
+ public:
+  __device__ Softmax(const PagedAttentionArgs& args, SharedMemory<C>* shared, int warp)
+      : args_(args), shared_(shared), sums_(shared->sums[warp] + (threadIdx.x & 31)) {}
+
+  // An empty softmax.
+  __device__ void Reset() {
+#pragma unroll
+    for (int k = 0; k < C::kLaneHeads; ++k) max_[k] = sum_[k] = offset_sum_[k] = 0;
+    ClearOut();
+#pragma unroll
+    for (int i = 0; i < C::kVectors; ++i) sums_[32 * i] = {0, 0, 0, 0};
+    empty_ = true;
+  }
+  __device__ bool empty() const {
+    return empty_;
+  }
+
+  // Column operands of q for tiles, times scale * log2(e): the high and the middle part; split:
+  // columns (high, middle) and (low, 0).
+  __device__ void LoadTileQuery(const Segment& segment) {
+    const float factor = args_.scale * kLog2E;
+#pragma unroll
+    for (int n = 0; n < C::kColumnGroups; ++n) {
+#pragma unroll
+      for (int i = 0; i < 2 * C::kSteps; ++i) {
+        const float2 q = Query(segment, n, i);
+        const float x[2] = {q.x * factor, q.y * factor};
+        const float2 high = UnpackBf16(PackBf16(x[0], x[1]));
+        const float rest[2] = {x[0] - high.x, x[1] - high.y};
+        const float2 middle = UnpackBf16(PackBf16(rest[0], rest[1]));
+        if constexpr (C::kSplit) {
+          const bool odd = lane_.g & 1;
+          query_[n][i] = odd ? PackBf16(middle.x, middle.y) : PackBf16(high.x, high.y);
+          tile_query_low_[n][i] = odd ? 0 : PackBf16(rest[0] - middle.x, rest[1] - middle.y);
+        } else {
+          query_[n][i] = PackBf16(high.x, high.y);
+          tile_query_low_[n][i] = PackBf16(middle.x, middle.y);
+        }
+      }
+    }
+  }
+
+  // Column operands of q for pages: fp16(q S 4^-p), S a power of two that brings the largest |q| of
+  // the group to 2^13..2^14. `query_low_of_warp`: this warp writes its part of the block's low
+  // parts.
+  __device__ void LoadPageQuery(const Segment& segment, int warp) {
+    float largest = 0;
+#pragma unroll
+    for (int n = 0; n < C::kColumnGroups; ++n) {
+#pragma unroll
+      for (int i = 0; i < 2 * C::kSteps; ++i) {
+        const float2 q = Query(segment, n, i);
+        largest = fmaxf(largest, fmaxf(fabsf(q.x), fabsf(q.y)));
+      }
+    }
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2)
+      largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, lanes));
+    const int exponent = max(static_cast<int>(__float_as_uint(largest) >> 23), 14);
+    const float to_fp16 = __uint_as_float(static_cast<uint32_t>(267 - exponent) << 23);
+    const float from_fp16 = __uint_as_float(static_cast<uint32_t>(exponent - 13) << 23);
+    score_factor_ = args_.scale * kLog2E * from_fp16 * 16777216.0f;
+
+#pragma unroll
+    for (int n = 0; n < C::kColumnGroups; ++n) {
+      float column_sum = 0;
+#pragma unroll
+      for (int i = 0; i < 2 * C::kSteps; ++i) {
+        const float power = 1.0f / (1 << 2 * (i / 2 % 4));
+        const float2 q = Query(segment, n, i);
+        const float x[2] = {q.x * to_fp16 * power, q.y * to_fp16 * power};
+        const uint32_t high = PackFp16(x[0], x[1]);
+        const float2 h = UnpackFp16(high);
+        const uint32_t low = PackFp16(x[0] - h.x, x[1] - h.y);
+        const float2 l = UnpackFp16(low);
+        if constexpr (C::kSplit) {
+          const bool odd = lane_.g & 1;
+          query_[n][i] = odd ? low : high;
+          column_sum += (odd ? l.x + l.y : h.x + h.y) / power;
+        } else {
+          query_[n][i] = high;
+          column_sum += (C::kQueryLow ? h.x + h.y + (l.x + l.y) : h.x + h.y) / power;
+          if (C::kQueryLow && i / 4 % C::kWarps == warp) QueryLow(n, i) = low;
+        }
+      }
+      column_sum += __shfl_xor_sync(kAllLanes, column_sum, 1);
+      column_sum += __shfl_xor_sync(kAllLanes, column_sum, 2);
+      const float column = column_sum * from_fp16 * args_.scale * kLog2E;
+      if constexpr (C::kSplit) {
+        query_sum_[0] = __shfl_sync(kAllLanes, column, 8 * lane_.j) +
+                        __shfl_sync(kAllLanes, column, 8 * lane_.j + 4);
+      } else {
+        query_sum_[2 * n] = __shfl_sync(kAllLanes, column, 8 * lane_.j);
+        query_sum_[2 * n + 1] = __shfl_sync(kAllLanes, column, 8 * lane_.j + 4);
+      }
+    }
+  }
+
+  // Scores of a tile and their weights, as column operands for AddTileOut.
+  __device__ void AddTileScores(uint32_t tile, int tokens) {
+    float x[C::kColumnGroups][4] = {};
+    const int lane = threadIdx.x & 31;
+    const int row = lane & 15;
+#pragma unroll
+    for (int s = 0; s < C::kSteps; ++s) {
+      uint32_t a[4];
+      LoadMatrices(a, tile + 2 * C::kHeadDim * row + 16 * ((2 * s + (lane >> 4)) ^ (row & 7)));
+#pragma unroll
+      for (int n = 0; n < C::kColumnGroups; ++n) {
+        MmaBf16(x[n], a, query_[n][2 * s], query_[n][2 * s + 1]);
+        MmaBf16(x[n], a, tile_query_low_[n][2 * s], tile_query_low_[n][2 * s + 1]);
+      }
+    }
+    float y[C::kLaneHeads][2];  // scores minus maximum, of tokens g and g + 8
+#pragma unroll
+    for (int k = 0; k < C::kLaneHeads; ++k) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float score = C::kSplit ? x[0][2 * r] + x[0][2 * r + 1] : x[k / 2][2 * r + k % 2];
+        y[k][r] = lane_.g + 8 * r < tokens ? score - max_[k] : -INFINITY;
+      }
+    }
+    TileWeights(y);
+  }
+
+  __device__ void AddTileOut(uint32_t tile) {
+    const int lane = threadIdx.x & 31;
+    const int row = (lane & 7) + (lane >> 4) * 8;
+#pragma unroll
+    for (int s = 0; s < C::kSteps; ++s) {
+      uint32_t a[4];
+      LoadMatricesTransposed(
+          a, tile + 2 * C::kHeadDim * row + 16 * ((2 * s + (lane >> 3 & 1)) ^ (row & 7)));
+#pragma unroll
+      for (int n = 0; n < C::kColumnGroups; ++n) {
+        MmaBf16(out_[n][s], a, tile_weights_[n][0], tile_weights_[n][1]);
+        if (!C::kSplit) MmaBf16(out_[n][s], a, tile_weights_low_[n][0], tile_weights_low_[n][1]);
+      }
+    }
+  }
+
+  __device__ void AddPage(const uint8_t* page);
+
+  // Adds the output sums to those in shared memory and clears them.
+  template <bool kPages>
+  __device__ void Flush() {
+#pragma unroll
+    for (int i = 0; i < C::kVectors; ++i) {
+      float4 v = sums_[32 * i];
+      if constexpr (C::kSplit) {
+        const float(&a)[4] = out_[0][2 * i];
+        const float(&b)[4] = out_[0][2 * i + 1];
+        const float fa = kPages ? PageFactor(2 * i) : 1, fb = kPages ? PageFactor(2 * i + 1) : 1;
+        v.x += fa * (a[0] + a[1]);
+        v.y += fa * (a[2] + a[3]);
+        v.z += fb * (b[0] + b[1]);
+        v.w += fb * (b[2] + b[3]);
+      } else {
+        const float(&a)[4] = out_[i / C::kSteps][i % C::kSteps];
+        const float f = kPages ? PageFactor(i % C::kSteps) : 1;
+        v.x += f * a[0];
+        v.y += f * a[1];
+        v.z += f * a[2];
+        v.w += f * a[3];
+      }
+      sums_[32 * i] = v;
+    }
+    ClearOut();
+  }
+
+  // After the last flush: this warp's maxima and sums to shared memory.
+  __device__ void Close(int warp) {
+#pragma unroll
+    for (int k = 0; k < C::kLaneHeads; ++k) {
+#pragma unroll
+      for (int lanes = 4; lanes < 32; lanes *= 2) {
+        sum_[k] += __shfl_xor_sync(kAllLanes, sum_[k], lanes);
+        offset_sum_[k] += __shfl_xor_sync(kAllLanes, offset_sum_[k], lanes);
+      }
+      if (lane_.g == 0) {
+        const int head = C::kSplit ? lane_.j : k / 2 * 8 + 2 * lane_.j + k % 2;
+        shared_->max[warp][head] = empty_ ? -INFINITY : max_[k];
+        shared_->sum[warp][head] = sum_[k];
+        shared_->offset_sum[warp][head] = offset_sum_[k];
+      }
+    }
+  }
+
+  // The next page finds a new maximum: the one so far was found without regard to weights.
+  __device__ void Retune() {
+    retune_ = true;
+  }
+
+ private:
+  // Output sums of pages hold code * 4^p * 2^-24 of row block 4ch+p.
+  static __device__ constexpr float PageFactor(int block) {
+    return 16777216.0f / (1 << 2 * (block % 4));
+  }
+  __device__ void ClearOut() {
+#pragma unroll
+    for (int n = 0; n < C::kColumnGroups; ++n) {
+#pragma unroll
+      for (int s = 0; s < C::kSteps; ++s) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) out_[n][s][i] = 0;
+      }
+    }
+  }
+  // Operand i holds channels 8i + 2j and + 1 of column g's head; 0 for columns without a head.
+  __device__ float2 Query(const Segment& segment, int n, int i) const {
+    const int head = C::kSplit ? lane_.g / 2 : 8 * n + lane_.g;
+    if (head >= args_.group) return {0, 0};
+    const int64_t row =
+        (int64_t{segment.sequence_index} * args_.num_kv_heads + segment.head) * args_.group + head;
+    return *reinterpret_cast<const float2*>(args_.q + row * C::kHeadDim + 8 * i + 2 * lane_.j);
+  }
+  __device__ uint32_t& QueryLow(int n, int i) {
+    uint4* at = shared_->query_low + (n * C::kSteps / 2 + i / 4) * 32 + (threadIdx.x & 31);
+    return reinterpret_cast<uint32_t*>(at)[i % 4];
+  }
+
+  // Weights of a tile from scores minus maximum.
+  __device__ void TileWeights(float (&y)[C::kLaneHeads][2]) {
+    float p[C::kLaneHeads][2];
+    for (int pass = 0;; ++pass) {
+      bool too_large = empty_;
+#pragma unroll
+      for (int k = 0; k < C::kLaneHeads; ++k) {
+        p[k][0] = Exp2(y[k][0]);
+        p[k][1] = Exp2(y[k][1]);
+        too_large |= !(p[k][0] + p[k][1] < kLargestSum);
+      }
+      if (pass == 1 || !__any_sync(kAllLanes, too_large)) break;
+      float largest[C::kLaneHeads];
+#pragma unroll
+      for (int k = 0; k < C::kLaneHeads; ++k) largest[k] = fmaxf(y[k][0], y[k][1]);
+      Rescale(largest, 0);
+#pragma unroll
+      for (int k = 0; k < C::kLaneHeads; ++k) {
+        y[k][0] -= largest[k];
+        y[k][1] -= largest[k];
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < C::kLaneHeads; ++k) sum_[k] += p[k][0] + p[k][1];
+#pragma unroll
+    for (int n = 0; n < C::kColumnGroups; ++n) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        if constexpr (C::kSplit) {
+          const float high = UnpackBf16(PackBf16(p[0][r], 0)).x;
+          tile_weights_[n][r] = Transpose8x8(PackBf16(high, p[0][r] - high));
+        } else {
+          const uint32_t packed = PackBf16(p[2 * n][r], p[2 * n + 1][r]);
+          const float2 high = UnpackBf16(packed);
+          tile_weights_[n][r] = Transpose8x8(packed);
+          tile_weights_low_[n][r] =
+              Transpose8x8(PackBf16(p[2 * n][r] - high.x, p[2 * n + 1][r] - high.y));
+        }
+      }
+    }
+  }
+
+  // Moves the maxima by the largest of the lanes' `step`s, but by no less than `least`; on return
+  // `step` is by how much they moved.
+  __device__ void Rescale(float (&step)[C::kLaneHeads], float least) {
+    float factor[C::kLaneHeads];
+#pragma unroll
+    for (int k = 0; k < C::kLaneHeads; ++k) {
+#pragma unroll
+      for (int lanes = 4; lanes < 32; lanes *= 2)
+        step[k] = fmaxf(step[k], __shfl_xor_sync(kAllLanes, step[k], lanes));
+      if (!empty_) step[k] = fmaxf(step[k], least);
+      factor[k] = empty_ ? 1.0f : Exp2(-step[k]);
+      max_[k] += step[k];
+      sum_[k] *= factor[k];
+      offset_sum_[k] *= factor[k];
+    }
+    empty_ = false;
+#pragma unroll
+    for (int n = 0; n < C::kColumnGroups; ++n) {
+#pragma unroll
+      for (int s = 0; s < C::kSteps; ++s) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) out_[n][s][i] *= factor[C::kSplit ? 0 : 2 * n + i % 2];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < C::kVectors; ++i) {
+      float4 v = sums_[32 * i];
+      const float f0 = factor[C::kSplit ? 0 : i / C::kSteps * 2];
+      const float f1 = factor[C::kSplit ? 0 : i / C::kSteps * 2 + 1];
+      v.x *= f0;
+      v.y *= f1;
+      v.z *= f0;
+      v.w *= f1;
+      sums_[32 * i] = v;
+    }
+  }
+
+  static constexpr float kLargestSum = 1152921504606846976.0f;  // 2^60
+
+  const PagedAttentionArgs& args_;
+  SharedMemory<C>* const shared_;
+  float4* const sums_;  // this lane's; others lie 32 apart
+  const Lane lane_;
+  bool empty_ = true, retune_ = false;
+  float score_factor_ = 0;
+  float query_sum_[C::kLaneHeads];
+  float max_[C::kLaneHeads], sum_[C::kLaneHeads], offset_sum_[C::kLaneHeads];
+  float out_[C::kColumnGroups][C::kSteps][4];
+  uint32_t query_[C::kColumnGroups][2 * C::kSteps];
+  uint32_t tile_query_low_[C::kColumnGroups][2 * C::kSteps];
+  uint32_t tile_weights_[C::kColumnGroups][2], tile_weights_low_[C::kColumnGroups][2];
+};
+
+// Masks of position p, and row operand `a` of step 4ch+p from a slot's words.
+template <int kWords>
+__device__ __forceinline__ void CodeOperand(const uint32_t (&words)[kWords], int step,
+                                            uint32_t (&a)[4]) {
+  const uint32_t mask = 0x00030003u << 2 * (step % 4);
+  const uint32_t w0 = words[step / 4 * 2], w1 = words[step / 4 * 2 + 1];
+  a[0] = w0 & mask;
+  a[1] = w1 & mask;
+  a[2] = w0 >> 8 & mask;
+  a[3] = w1 >> 8 & mask;
+}
+
+template <int kWords>
+__device__ __forceinline__ void LoadSlot(const uint8_t* codes, int token_block, int slot,
+                                         uint32_t (&words)[kWords]) {
+  const uint8_t* at = codes + (token_block * 32 + slot) * 4 * kWords;
+  if constexpr (kWords == 4) {
+    const uint4 v = *reinterpret_cast<const uint4*>(at);
+    words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
+  } else {
+    const uint2 v = *reinterpret_cast<const uint2*>(at);
+    words[0] = v.x, words[1] = v.y;
+  }
+}
+
+template <class C>
+__device__ void Softmax<C>::AddPage(const uint8_t* page) {
+  constexpr int kBlocks = kPageTokens / 16, kGroups = C::kColumnGroups;
+  const int slot = Slot(lane_.g, lane_.j);
+
+  // QK: x[n][tb] are <q^, codes> * 4^p * 2^-24 of tokens 16 tb + g and + 8.
+  float x[kGroups][kBlocks][4] = {};
+  {
+    uint32_t words[kBlocks][C::kWords];
+#pragma unroll
+    for (int tb = 0; tb < kBlocks; ++tb) LoadSlot<C::kWords>(page, tb, slot, words[tb]);
+#pragma unroll
+    for (int s = 0; s < C::kSteps; ++s) {
+#pragma unroll
+      for (int tb = 0; tb < kBlocks; ++tb) {
+        uint32_t a[4];
+        CodeOperand<C::kWords>(words[tb], s, a);
+#pragma unroll
+        for (int n = 0; n < kGroups; ++n) {
+          MmaFp16(x[n][tb], a, query_[n][2 * s], query_[n][2 * s + 1]);
+          if constexpr (C::kQueryLow)
+            MmaFp16(x[n][tb], a, QueryLow(n, 2 * s), QueryLow(n, 2 * s + 1));
+        }
+      }
+    }
+  }
+
+  // A lane's 8 tokens stand together in a plane: element 2 tb + r is token 16 tb + g + 8 r.
+  const uint4* planes = reinterpret_cast<const uint4*>(page + MetaOffset(C::kHeadDim)) + lane_.g;
+  float y[C::kLaneHeads][kBlocks][2];
+  {
+    uint4 scales = planes[0], offsets = planes[8];
+    const uint32_t* s2 = reinterpret_cast<const uint32_t*>(&scales);
+    const uint32_t* o2 = reinterpret_cast<const uint32_t*>(&offsets);
+#pragma unroll
+    for (int tb = 0; tb < kBlocks; ++tb) {
+      const float2 scale = UnpackFp16(s2[tb]), offset = UnpackFp16(o2[tb]);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float s = (r ? scale.y : scale.x) * score_factor_, o = r ? offset.y : offset.x;
+#pragma unroll
+        for (int k = 0; k < C::kLaneHeads; ++k) {
+          const float(&xs)[4] = x[C::kSplit ? 0 : k / 2][tb];
+          const float dot = C::kSplit ? xs[2 * r] + xs[2 * r + 1] : xs[2 * r + k % 2];
+          y[k][tb][r] = fmaf(dot, s, fmaf(o, query_sum_[k], -max_[k]));
+        }
+      }
+    }
+  }
+
+  // Weights p * scale as column operands: of heads (2j, 2j + 1), or (high, low) of head j.
+  uint32_t w[kGroups][kBlocks][2];
+  uint4 scales = planes[16], offsets = planes[24];
+  const uint32_t* s2 = reinterpret_cast<const uint32_t*>(&scales);
+  const uint32_t* o2 = reinterpret_cast<const uint32_t*>(&offsets);
+  float sum[C::kLaneHeads], offset_sum[C::kLaneHeads];
+  for (int pass = 0;; ++pass) {
+    __half2 largest = __float2half2_rn(0);
+#pragma unroll
+    for (int k = 0; k < C::kLaneHeads; ++k) sum[k] = offset_sum[k] = 0;
+#pragma unroll
+    for (int tb = 0; tb < kBlocks; ++tb) {
+      const float2 scale = UnpackFp16(s2[tb]), offset = UnpackFp16(o2[tb]);
+      float ps[C::kLaneHeads][2];
+#pragma unroll
+      for (int k = 0; k < C::kLaneHeads; ++k) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const float p = Exp2(y[k][tb][r]);
+          sum[k] += p;
+          offset_sum[k] = fmaf(p, r ? offset.y : offset.x, offset_sum[k]);
+          ps[k][r] = p * (r ? scale.y : scale.x);
+        }
+      }
+      if constexpr (C::kSplit) {
+        const uint32_t high = PackFp16(ps[0][0], ps[0][1]);
+        const float2 h = UnpackFp16(high);
+        const uint32_t low = PackFp16(ps[0][0] - h.x, ps[0][1] - h.y);
+        w[0][tb][0] = __byte_perm(high, low, 0x5410);
+        w[0][tb][1] = __byte_perm(high, low, 0x7632);
+        largest = __hmax2(largest, *reinterpret_cast<const __half2*>(&high));
+      } else {
+#pragma unroll
+        for (int n = 0; n < kGroups; ++n) {
+#pragma unroll
+          for (int r = 0; r < 2; ++r) {
+            w[n][tb][r] = PackFp16(ps[2 * n][r], ps[2 * n + 1][r]);
+            largest = __hmax2(largest, *reinterpret_cast<const __half2*>(&w[n][tb][r]));
+          }
+        }
+      }
+    }
+    // Inf + 0x0400 has the sign bit of an fp16.
+    bool too_large =
+        (*reinterpret_cast<const uint32_t*>(&largest) + 0x04000400u & 0x80008000u) != 0;
+#pragma unroll
+    for (int k = 0; k < C::kLaneHeads; ++k) too_large |= !(sum[k] < kLargestSum);
+    if (pass == 1 || !__any_sync(kAllLanes, too_large || empty_ || retune_)) break;
+
+    float step[C::kLaneHeads];
+#pragma unroll
+    for (int k = 0; k < C::kLaneHeads; ++k) {
+      step[k] = -INFINITY;
+#pragma unroll
+      for (int tb = 0; tb < kBlocks; ++tb) {
+        const float2 scale = UnpackFp16(s2[tb]);
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const float at = y[k][tb][r];
+          step[k] = fmaxf(step[k], fmaxf(at + Log2(r ? scale.y : scale.x) - 7, at - 31));
+        }
+      }
+    }
+    Rescale(step, retune_ ? -31 : 0);
+    retune_ = false;
+#pragma unroll
+    for (int k = 0; k < C::kLaneHeads; ++k) {
+#pragma unroll
+      for (int tb = 0; tb < kBlocks; ++tb) {
+        y[k][tb][0] -= step[k];
+        y[k][tb][1] -= step[k];
+      }
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < C::kLaneHeads; ++k) {
+    sum_[k] += sum[k];
+    offset_sum_[k] += offset_sum[k];
+  }
+
+#pragma unroll
+  for (int tb = 0; tb < kBlocks; ++tb) {
+    uint32_t words[C::kWords];
+    LoadSlot<C::kWords>(page + CodesBytes(C::kHeadDim), tb, slot, words);
+    uint32_t b[kGroups][2];
+#pragma unroll
+    for (int n = 0; n < kGroups; ++n) {
+      b[n][0] = Transpose8x8(w[n][tb][0]);
+      b[n][1] = Transpose8x8(w[n][tb][1]);
+    }
+#pragma unroll
+    for (int s = 0; s < C::kSteps; ++s) {
+      uint32_t a[4];
+      CodeOperand<C::kWords>(words, s, a);
+#pragma unroll
+      for (int n = 0; n < kGroups; ++n) MmaFp16(out_[n][s], a, b[n][0], b[n][1]);
+    }
+  }
+}
+
+}  // namespace oscarkv::kernels::cuda
