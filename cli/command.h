@@ -35,6 +35,7 @@ std::unique_ptr<Command> NewDemoCommand();
 std::unique_ptr<Command> NewBenchCommand();
 std::unique_ptr<Command> NewTokenizeCommand();
 std::unique_ptr<Command> NewModelCheckCommand();
+std::unique_ptr<Command> NewCalibrateCommand();
 // `commands`: all of them, for their tables; must outlive the result.
 std::unique_ptr<Command> NewDocsCommand(const std::vector<std::unique_ptr<Command>>* commands,
                                         const std::vector<OptionTable>* tables);

@@ -8,7 +8,7 @@
 #include "absl/strings/str_join.h"
 #include "cli/command.h"
 #include "cli/gateway_client.h"
-#include "cli/needle.h"
+#include "eval/needle.h"
 #include "cli/read_file.h"
 #include "cli/terminal.h"
 #include "common/status_macros.h"

@@ -85,6 +85,7 @@ std::vector<std::unique_ptr<Command>> AllCommands() {
   commands.push_back(NewGatewayCommand());
   commands.push_back(NewTokenizeCommand());
   commands.push_back(NewModelCheckCommand());
+  commands.push_back(NewCalibrateCommand());
   return commands;
 }
 

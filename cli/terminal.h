@@ -26,7 +26,7 @@ class ProgressBar {
 
  private:
   const std::string label_;
-  Time last_draw_{};
+  Time start_{}, last_draw_{};
   bool drawn_ = false;
 };
 

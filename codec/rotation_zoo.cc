@@ -3,18 +3,14 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstring>
-#include <filesystem>
-#include <fstream>
-#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "codec/rotation_source.h"
+#include "codec/tensor_file.h"
 #include "common/status_macros.h"
-#include "kernels/types.h"
 
 namespace oscarkv {
 namespace {
@@ -55,41 +51,6 @@ absl::Status CheckMatrix(const float* m, int d, double tolerance) {
                         error, tolerance));
   }
   return absl::OkStatus();
-}
-
-float Element(StorageType type, const uint8_t* p) {
-  uint64_t bits = 0;
-  std::memcpy(&bits, p, StorageElementBytes(type));  // files and machine are little-endian
-  switch (type) {
-    case StorageType::kF64:
-      return static_cast<float>(std::bit_cast<double>(bits));
-    case StorageType::kF32:
-      return std::bit_cast<float>(static_cast<uint32_t>(bits));
-    case StorageType::kBf16:
-      return kernels::ToFloat(static_cast<kernels::Bf16>(bits));
-    case StorageType::kF16:
-      return kernels::Fp16ToFloat(static_cast<kernels::Fp16>(bits));
-  }
-  return 0;
-}
-static_assert(std::endian::native == std::endian::little);
-
-absl::StatusOr<std::vector<uint8_t>> ReadFile(const std::string& path) {
-  std::error_code ec;
-  if (!std::filesystem::is_regular_file(path, ec)) return absl::NotFoundError("no such file");
-  const uint64_t bytes = std::filesystem::file_size(path, ec);
-  if (ec) return absl::UnavailableError(absl::StrCat("cannot read its size: ", ec.message()));
-  if (bytes > kMaxRotationFileBytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(bytes, " bytes, at most ", kMaxRotationFileBytes, " are read"));
-  }
-  std::vector<uint8_t> file(bytes);
-  std::ifstream in(path, std::ios::binary);
-  in.read(reinterpret_cast<char*>(file.data()), static_cast<std::streamsize>(bytes));
-  if (!in)
-    return absl::UnavailableError(
-        absl::StrCat("reading it failed after ", in.gcount(), " of ", bytes, " bytes"));
-  return file;
 }
 
 }  // namespace
@@ -150,8 +111,8 @@ absl::Status SetRotation(int layer, const RotationTensor& t, RotationSet* set) {
     for (int64_t r = 0; r < d; ++r) {
       const int64_t row = t.offset + h * head_stride + r * row_stride;
       for (int64_t c = 0; c < d; ++c) {
-        matrices.push_back(
-            Element(t.type, t.bytes.data() + (row + c * column_stride) * element_bytes));
+        matrices.push_back(static_cast<float>(
+            StorageElement(t.type, t.bytes.data() + (row + c * column_stride) * element_bytes)));
       }
     }
   }
@@ -175,7 +136,7 @@ absl::StatusOr<RotationSet> ParseRotations(absl::Span<const uint8_t> file,
 }
 
 absl::StatusOr<RotationSet> ReadRotations(const std::string& path, const kernels::KvShape& shape) {
-  auto file = ReadFile(path);
+  auto file = ReadWholeFile(path, kMaxRotationFileBytes);
   if (!file.ok()) return Annotate(file.status(), path);
   auto set = ParseRotations(*file, shape);
   if (!set.ok()) return Annotate(set.status(), path);

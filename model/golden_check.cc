@@ -148,15 +148,15 @@ absl::StatusOr<GoldenPrompt> RunPrompt(const Golden& golden, Transformer* model)
   PrefillChunk chunk;
   chunk.tokens = golden.ids;
   chunk.want_logits = chunk.want_all_argmax = true;
-  model->set_kv_observer([&](int layer, const float* k, const float* v, int64_t head_stride) {
+  model->set_layer_observer([&](int layer, const Transformer::LayerActivations& a) {
     for (const Golden::Kv& g : golden.kv) {
       if (g.layer != layer) continue;
-      result.kv.push_back({g.tensor, KvDifference(g.data, g.value ? v : k, head_stride,
+      result.kv.push_back({g.tensor, KvDifference(g.data, g.value ? a.v : a.k, a.head_stride,
                                                   model->config().num_kv_heads)});
     }
   });
   absl::StatusOr<PrefillOutput> out = model->Prefill(chunk);
-  model->set_kv_observer(nullptr);
+  model->set_layer_observer(nullptr);
   RETURN_IF_ERROR(out.status());
   Compare(golden, *out, &result);
   return result;

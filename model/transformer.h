@@ -39,11 +39,19 @@ class Transformer final : public ModelRunner {
   // For golden checks.
   void RoundRopeFrequencies();
 
-  // With options.fp32_kv: called after each layer's K and V of a chunk are made; k and v:
-  // [kv_head][head_stride / d][d].
-  using KvObserver =
-      std::function<void(int layer, const float* k, const float* v, int64_t head_stride)>;
-  void set_kv_observer(KvObserver observer) { kv_observer_ = std::move(observer); }
+  // What a layer's attention gets, Q and K after q/k-norm, rotary embedding and the codec's
+  // transform.
+  struct LayerActivations {
+    int tokens = 0;
+    const float* q = nullptr;                // [tokens][query heads][d]
+    const float *k = nullptr, *v = nullptr;  // [kv_head][tokens][d], heads head_stride apart
+    int64_t head_stride = 0;
+  };
+  // With options.fp32_kv: called from the thread of Prefill when a layer's activations are made.
+  using LayerObserver = std::function<void(int layer, const LayerActivations&)>;
+  void set_layer_observer(LayerObserver observer) { layer_observer_ = std::move(observer); }
+  // The threads that the products run on; for observers that have work of their own.
+  kernels::Executor* executor() { return &pool_; }
 
  private:
   // What one tile, or one decode batch, needs beside the residual stream. Grows to the largest
@@ -152,7 +160,7 @@ class Transformer final : public ModelRunner {
   kernels::ThreadPool pool_;
   TransformerWeights weights_;
   RopeTables rope_;
-  KvObserver kv_observer_;
+  LayerObserver layer_observer_;
   std::vector<Workspace> workspaces_;  // one per thread of pool_
   Contiguous exact_, history_;
 };

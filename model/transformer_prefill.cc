@@ -164,8 +164,10 @@ absl::Status Transformer::RunLayer(int layer, Pass* pass) {
   RETURN_IF_ERROR(ForTiles(static_cast<int>(pass->tiles.size()), [&](int i, Workspace* ws) {
     return FillFromTile(layer, pass->tiles[i], pass, ws);
   }));
-  if (options_.fp32_kv && kv_observer_)
-    kv_observer_(layer, exact_.k32.data(), exact_.v32.data(), pass->head_stride);
+  if (options_.fp32_kv && layer_observer_) {
+    layer_observer_(layer, {static_cast<int>(chunk.tokens.size()), pass->q.data(),
+                            exact_.k32.data(), exact_.v32.data(), pass->head_stride});
+  }
   if (chunk.on_layer) chunk.on_layer(layer);
   return Attend(layer, pass);
 }

@@ -15,7 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "cli/local_generate.h"
-#include "cli/needle.h"
+#include "eval/needle.h"
 #include "common/status_macros.h"
 #include "model/tokenizer.h"
 

@@ -1,4 +1,4 @@
-#include "cli/needle.h"
+#include "eval/needle.h"
 
 #include <algorithm>
 #include <set>
@@ -8,7 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 
-namespace oscarkv::cli {
+namespace oscarkv {
 namespace {
 
 constexpr absl::string_view kInstruction =
@@ -134,4 +134,4 @@ bool NeedleAnswered(const Needle& needle, absl::string_view answer) {
           !absl::ascii_isdigit(answer[needle.number.size()]));
 }
 
-}  // namespace oscarkv::cli
+}  // namespace oscarkv

@@ -10,7 +10,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 
-namespace oscarkv::cli {
+namespace oscarkv {
 
 struct Needle {
   std::string word;    // "basalt"
@@ -37,4 +37,4 @@ std::string NeedlePrompt(const NeedleText& text, const Needle& needle);
 // True when the answer begins with the number.
 bool NeedleAnswered(const Needle& needle, absl::string_view answer);
 
-}  // namespace oscarkv::cli
+}  // namespace oscarkv

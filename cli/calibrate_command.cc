@@ -1,0 +1,100 @@
+// oscarkv calibrate: fits a codec's transforms to a model and texts.
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "cli/command.h"
+#include "cli/terminal.h"
+#include "codec/rotation_writer.h"
+#include "common/status_macros.h"
+#include "eval/calibrate.h"
+
+namespace oscarkv::cli {
+namespace {
+
+class CalibrateCommand final : public Command {
+ public:
+  std::string name() const override { return "calibrate"; }
+  std::string summary() const override {
+    return "Fit a 2-bit codec to a model: prompts through its prefill, covariances, transforms";
+  }
+  void AddOptions(OptionTable* table) override {
+    collect_.model_dir = "models/reference";
+    table->AddString("model", &collect_.model_dir, "DIR", "Hugging Face folder of the model");
+    table->AddRepeated("text", &collect_.text_files, "FILE",
+                       "A text to calibrate on; may be given several times");
+    table->AddChoice("profile", &profile_, {"oscar"}, "What to fit");
+    table->AddString("out", &out_, "DIR",
+                     "Folder of the fitted files; in a model's folder they become its default");
+    table->AddChoice("format", &format_, {"pt", "safetensors"},
+                     "Of rotations: RotationZoo's .pt, or safetensors with metadata");
+    table->AddBool("per-head", &per_head_, "A rotation for each kv head instead of each layer");
+    table->AddInt("tokens", &collect_.plan.tokens, 0, 1 << 30,
+                  "Tokens to calibrate on, about; 0: all of the texts");
+    table->AddInt("prompt-tokens", &collect_.plan.prompt_tokens, 128, 1 << 20,
+                  "Tokens of one prompt");
+    table->AddInt("needle-prompts", &collect_.plan.needle_prompts, 0, 1000,
+                  "How many of the prompts hide numbers and ask for one");
+    table->AddUint64("seed", &collect_.plan.seed, 0, UINT64_MAX, "Chooses pieces of the texts");
+    table->AddChoice("compute", &compute_, {"auto", "fp32", "bf16"},
+                     "Operand type of the matrix products");
+    table->AddInt("threads", &collect_.threads, 1, 256, "Threads");
+    table->AddString("checkpoint", &collect_.checkpoint_file, "FILE",
+                     "Write the sums here every few prompts, and go on from them if it exists");
+  }
+
+  absl::Status Run() override {
+    collect_.compute = compute_ == "bf16" || (compute_ == "auto" && kernels::HasNativeBf16())
+                           ? kernels::Compute::kBf16
+                           : kernels::Compute::kFp32;
+    collect_.weighted_values = profile_ == "oscar";
+    Collected collected;
+    {
+      ProgressBar bar("calibrating");
+      collect_.progress = [&bar](double share) { bar.Update(share); };
+      ASSIGN_OR_RETURN(collected, CollectStats(collect_));
+    }
+    std::printf("%d prompts, %ld tokens behind the sinks; sums and samples take %s\n",
+                collected.prompts, static_cast<long>(collected.tokens),
+                FormatBytes(collected.stats->MemoryBytes()).c_str());
+    std::error_code ec;
+    std::filesystem::create_directories(out_, ec);
+    if (ec) return absl::InvalidArgumentError(absl::StrCat("--out ", out_, ": ", ec.message()));
+    return WriteOscar(collected);
+  }
+
+ private:
+  absl::Status WriteOscar(const Collected& collected) {
+    const float clip[2] = {0.96f, 0.92f};
+    ASSIGN_OR_RETURN(const OscarFiles fit, FitOscarProfile(collected, per_head_, clip));
+    std::printf("%s", FormatSummary(fit.summary, collected.stats->shape().head_dim).c_str());
+    RETURN_IF_ERROR(WriteRotation(
+        "k_rotation_", {"qqt_r_h_pbr", fit.key_eigenvalues, collected.provenance}, fit.keys));
+    return WriteRotation("v_rotation_",
+                         {"sst_r_h_pbr", fit.value_eigenvalues, collected.provenance}, fit.values);
+  }
+
+  absl::Status WriteRotation(const char* prefix, const RotationFile& file, const RotationSet& set) {
+    const std::string path = absl::StrCat(out_, "/", prefix, file.objective, ".", format_);
+    ASSIGN_OR_RETURN(const std::string bytes, format_ == "pt"
+                                                  ? WriteRotationPt(set, file)
+                                                  : WriteRotationSafetensors(set, file));
+    RETURN_IF_ERROR(WriteWholeFile(path, bytes));
+    std::printf("wrote %s, %s\n", path.c_str(), FormatBytes(bytes.size()).c_str());
+    return absl::OkStatus();
+  }
+
+  CollectOptions collect_;
+  std::string profile_ = "oscar", out_ = "calibrated", format_ = "pt", compute_ = "auto";
+  bool per_head_ = false;
+};
+
+}  // namespace
+
+std::unique_ptr<Command> NewCalibrateCommand() {
+  return std::make_unique<CalibrateCommand>();
+}
+
+}  // namespace oscarkv::cli

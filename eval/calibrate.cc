@@ -1,0 +1,312 @@
+#include "eval/calibrate.h"
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <system_error>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "codec/codec.h"
+#include "common/sha256.h"
+#include "common/status_macros.h"
+#include "eval/damage.h"
+#include "kernels/q2_encode/op.h"
+#include "model/safetensors.h"
+#include "model/tokenizer.h"
+
+namespace oscarkv {
+namespace {
+
+constexpr uint64_t kMaxCheckpointBytes = uint64_t{4} << 30;
+using Prompts = std::vector<std::vector<int32_t>>;
+
+absl::Status Annotate(const absl::Status& s, const std::string& where) {
+  return s.ok() ? s : absl::Status(s.code(), absl::StrCat(where, ": ", s.message()));
+}
+
+// What a checkpoint must have been made from to go on with.
+std::string RunDigest(const CollectOptions& o, const Sha256Digest& model, const Prompts& prompts) {
+  Sha256 sha;
+  sha.UpdateField("oscarkv.calibration").Update(model.data(), model.size());
+  sha.UpdateU64(o.weighted_values).UpdateU64(o.compute == kernels::Compute::kBf16);
+  sha.UpdateU64(o.sample_rows).UpdateU64(prompts.size());
+  for (const auto& p : prompts) sha.UpdateU64(p.size()).Update(p.data(), p.size() * sizeof(p[0]));
+  return ToHex(sha.Finish());
+}
+
+// The passes over the prompts, with checkpoints.
+class Collector {
+ public:
+  Collector(const CollectOptions& options, std::string digest, const Prompts& prompts,
+            Transformer* model, ActivationStats* stats)
+      : options_(options),
+        digest_(std::move(digest)),
+        prompts_(prompts),
+        model_(model),
+        stats_(stats) {}
+
+  absl::Status Run() {
+    const int passes = options_.weighted_values ? 2 : 1;
+    const int total = passes * static_cast<int>(prompts_.size());
+    RETURN_IF_ERROR(Annotate(Resume(total), options_.checkpoint_file));
+    for (; done_ < total; ++done_) {
+      if (options_.progress) options_.progress(static_cast<double>(done_) / total);
+      if (!options_.checkpoint_file.empty() && done_ > resumed_at_ &&
+          done_ % options_.checkpoint_every == 0) {
+        RETURN_IF_ERROR(WriteCheckpoint());
+      }
+      RETURN_IF_ERROR(
+          RunPrompt(prompts_[done_ % prompts_.size()], done_ >= static_cast<int>(prompts_.size())));
+    }
+    if (options_.progress) options_.progress(1);
+    std::error_code ignored;
+    if (!options_.checkpoint_file.empty())
+      std::filesystem::remove(options_.checkpoint_file, ignored);
+    return absl::OkStatus();
+  }
+
+ private:
+  absl::Status RunPrompt(const std::vector<int32_t>& tokens, bool second_pass) {
+    model_->set_layer_observer([&](int layer, const Transformer::LayerActivations& a) {
+      if (second_pass) {
+        stats_->AddWeighted(layer, a, model_->executor());
+      } else {
+        stats_->Add(layer, a, model_->executor());
+      }
+    });
+    PrefillChunk chunk;
+    chunk.tokens = tokens;
+    return model_->Prefill(chunk).status();
+  }
+
+  absl::Status WriteCheckpoint() const {
+    TensorFileWriter file;
+    file.SetMetadata("format", "oscarkv.calibration-checkpoint");
+    file.SetMetadata("run", digest_);
+    file.SetMetadata("prompts_done", absl::StrCat(done_));
+    stats_->Save(&file);
+    return WriteWholeFile(options_.checkpoint_file, file.Finish());
+  }
+
+  absl::Status Resume(int total) {
+    std::error_code ec;
+    if (options_.checkpoint_file.empty() || !std::filesystem::exists(options_.checkpoint_file, ec))
+      return absl::OkStatus();
+    ASSIGN_OR_RETURN(const std::vector<uint8_t> bytes,
+                     ReadWholeFile(options_.checkpoint_file, kMaxCheckpointBytes));
+    ASSIGN_OR_RETURN(const TensorFile file, TensorFile::Open(bytes));
+    if (file.Metadata("run") != digest_) {
+      return absl::FailedPreconditionError(
+          "is the checkpoint of another run (other model, texts or options): delete it, or name "
+          "another by --checkpoint");
+    }
+    if (!absl::SimpleAtoi(file.Metadata("prompts_done"), &done_) || done_ < 0 || done_ > total)
+      return absl::InvalidArgumentError("says nothing about how far its run came");
+    resumed_at_ = done_;
+    return stats_->Restore(file);
+  }
+
+  const CollectOptions& options_;
+  const std::string digest_;
+  const Prompts& prompts_;
+  Transformer* const model_;
+  ActivationStats* const stats_;
+  int done_ = 0, resumed_at_ = 0;
+};
+
+// W_O,h^T W_O,h over the query heads of each kv head.
+absl::StatusOr<std::vector<std::vector<double>>> OutputGrams(const std::string& model_dir,
+                                                             const ModelConfig& c) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<TensorStore> store, TensorStore::Open(model_dir));
+  const int d = c.head_dim, group = c.num_heads / c.num_kv_heads, width = c.num_heads * d;
+  std::vector<std::vector<double>> grams;
+  for (int layer = 0; layer < c.num_layers; ++layer) {
+    ASSIGN_OR_RETURN(
+        const std::vector<float> w,
+        store->ReadF32(absl::StrCat("model.layers.", layer, ".self_attn.o_proj.weight"),
+                       {c.hidden_size, width}));
+    for (int h = 0; h < c.num_kv_heads; ++h) {
+      std::vector<double> lower(size_t{1} * d * d), rows(size_t{1} * c.hidden_size * d);
+      for (int q = h * group; q < (h + 1) * group; ++q) {
+        for (int r = 0; r < c.hidden_size; ++r)
+          std::copy_n(w.begin() + size_t{1} * r * width + q * d, d, rows.begin() + r * d);
+        AddSecondMoment(rows.data(), nullptr, c.hidden_size, d, lower.data());
+      }
+      grams.push_back(Symmetric(lower, d, 1));
+    }
+  }
+  return grams;
+}
+
+double OrthogonalityError(const std::vector<double>& m, int d) {
+  const std::vector<double> gram = [&] {
+    std::vector<double> identity(size_t{1} * d * d);
+    for (int i = 0; i < d; ++i) identity[i * d + i] = 1;
+    return Congruence(m, identity, d);
+  }();
+  double worst = 0;
+  for (int i = 0; i < d; ++i) {
+    for (int j = 0; j < d; ++j)
+      worst = std::max(worst, std::abs(gram[i * d + j] - (i == j ? 1 : 0)));
+  }
+  return worst;
+}
+
+// The codes of profile oscar.
+PageRoundTrip OscarRoundTrip(int d, float clip) {
+  return [d, clip](const kernels::Bf16* rows, float* decoded) {
+    std::vector<uint8_t> page(kernels::PageHeadBytes(d));
+    kernels::EncodeArgs args;
+    args.head_dim = d;
+    args.rows = rows;
+    args.row_stride = d;
+    args.clip_ratio = clip;
+    args.page_head = page.data();
+    if (kernels::EncodePageHead(kernels::Backend::kCpu, args, nullptr) !=
+        kernels::KernelStatus::kOk) {
+      std::fill_n(decoded, kernels::kPageTokens * d, NAN);
+      return;
+    }
+    kernels::DecodePageHead(kernels::Backend::kCpu, d, kernels::Side::kKey, page.data(), decoded);
+  };
+}
+
+double RotationDamage(const Collected& c, int layer, int head, kernels::Side side,
+                      const std::vector<double>& rotation, float clip) {
+  const int d = c.stats->shape().head_dim;
+  const std::vector<double> s = side == kernels::Side::kKey
+                                    ? c.stats->QuerySecondMoment(layer, head)
+                                    : c.output_gram[layer * c.stats->shape().num_kv_heads + head];
+  DamageTransform t;
+  t.matrix = rotation;
+  t.mean.assign(d, 0.0);
+  t.metric = Congruence(rotation, s, d);
+  return MeasureDamage(c.stats->Sample(layer, head, side), d, t, OscarRoundTrip(d, clip));
+}
+
+// The mean of several matrices.
+std::vector<double> Average(const std::vector<std::vector<double>>& all) {
+  std::vector<double> mean(all[0].size());
+  for (const auto& m : all) {
+    for (size_t i = 0; i < m.size(); ++i) mean[i] += m[i] / static_cast<double>(all.size());
+  }
+  return mean;
+}
+
+// Keeps the worse of two heads' spectra.
+void Merge(const Spectrum& s, Spectrum* to) {
+  if (to->eigenvalues.empty() || s.rank < to->rank ||
+      (s.rank == to->rank && s.condition > to->condition))
+    *to = s;
+}
+
+}  // namespace
+
+absl::StatusOr<Collected> CollectStats(const CollectOptions& options) {
+  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(options.model_dir));
+  if (options.plan.prompt_tokens <= kSinkTokens) {
+    return absl::InvalidArgumentError(absl::StrCat("prompts of ", options.plan.prompt_tokens,
+                                                   " tokens hold nothing behind the first ",
+                                                   kSinkTokens, ", which are left out"));
+  }
+  ASSIGN_OR_RETURN(const std::vector<Text> texts, ReadTexts(options.text_files));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, Tokenizer::Load(options.model_dir));
+  ASSIGN_OR_RETURN(const Prompts prompts, MakePrompts(texts, *tokenizer, options.plan));
+  CodecOptions identity;
+  identity.profile = Profile::kBf16;
+  ASSIGN_OR_RETURN(std::shared_ptr<const KvCodec> codec, CreateCodec(identity, config.kv_shape()));
+  TransformerOptions model_options;
+  model_options.compute = options.compute;
+  model_options.threads = options.threads;
+  model_options.fp32_kv = true;
+  ASSIGN_OR_RETURN(const std::unique_ptr<Transformer> model,
+                   Transformer::Load(options.model_dir, std::move(codec), model_options));
+  Collected out;
+  for (const auto& p : prompts)
+    out.tokens += std::max<int64_t>(0, static_cast<int64_t>(p.size()) - kSinkTokens);
+  out.prompts = static_cast<int>(prompts.size());
+  out.stats = std::make_unique<ActivationStats>(config.kv_shape(), config.num_heads,
+                                                options.sample_rows, out.tokens);
+  ASSIGN_OR_RETURN(const Sha256Digest fingerprint, ModelFingerprint(options.model_dir));
+  const std::string digest = RunDigest(options, fingerprint, prompts);
+  Collector collector(options, digest, prompts, model.get(), out.stats.get());
+  RETURN_IF_ERROR(collector.Run());
+  ASSIGN_OR_RETURN(out.output_gram, OutputGrams(options.model_dir, config));
+  out.provenance = {{"calibration.model_fingerprint", ToHex(fingerprint)},
+                    {"calibration.prompts", absl::StrCat(out.prompts)},
+                    {"calibration.tokens", absl::StrCat(out.tokens)},
+                    {"calibration.seed", absl::StrCat(options.plan.seed)},
+                    {"calibration.run", digest}};
+  return out;
+}
+
+absl::StatusOr<OscarFiles> FitOscarProfile(const Collected& c, bool per_head, const float clip[2]) {
+  const kernels::KvShape& shape = c.stats->shape();
+  const int d = shape.head_dim, groups = per_head ? shape.num_kv_heads : 1;
+  const RotationSet hadamard = HadamardRotations(shape);
+  const std::vector<double> plain(hadamard.At(0, 0), hadamard.At(0, 0) + size_t{1} * d * d);
+  OscarFiles out{RotationSet(shape), RotationSet(shape), {}, {}, {}};
+  out.summary.resize(shape.num_layers);
+  for (int layer = 0; layer < shape.num_layers; ++layer) {
+    for (const kernels::Side side : {kernels::Side::kKey, kernels::Side::kValue}) {
+      const bool key = side == kernels::Side::kKey;
+      SideSummary& summary = out.summary[layer].sides[static_cast<int>(side)];
+      summary.condition = 1;
+      std::vector<float> matrices;
+      for (int g = 0; g < groups; ++g) {
+        std::vector<std::vector<double>> targets;
+        for (int h = 0; h < shape.num_kv_heads; ++h) {
+          if (per_head && h != g) continue;
+          targets.push_back(key ? c.stats->QuerySecondMoment(layer, h)
+                                : c.stats->WeightedValues(layer, h));
+        }
+        auto fit = FitOscar(Average(targets), d);
+        if (!fit.ok()) {
+          return Annotate(fit.status(), absl::StrCat("layer ", layer, key ? ", K" : ", V"));
+        }
+        Merge(fit->spectrum, &summary.spectrum);
+        summary.error = std::max(summary.error, OrthogonalityError(fit->rotation, d));
+        auto& eigenvalues = key ? out.key_eigenvalues : out.value_eigenvalues;
+        eigenvalues.insert(eigenvalues.end(), fit->spectrum.eigenvalues.begin(),
+                           fit->spectrum.eigenvalues.end());
+        matrices.insert(matrices.end(), fit->rotation.begin(), fit->rotation.end());
+        for (int h = 0; h < shape.num_kv_heads; ++h) {
+          if (per_head && h != g) continue;
+          const float ratio = clip[static_cast<int>(side)];
+          summary.damage_before +=
+              RotationDamage(c, layer, h, side, plain, ratio) / shape.num_kv_heads;
+          summary.damage_after +=
+              RotationDamage(c, layer, h, side, fit->rotation, ratio) / shape.num_kv_heads;
+        }
+      }
+      RETURN_IF_ERROR((key ? out.keys : out.values).SetLayer(layer, groups, matrices));
+    }
+  }
+  return out;
+}
+
+std::string FormatSummary(const std::vector<LayerSummary>& layers, int head_dim) {
+  std::string out =
+      absl::StrFormat("%-6s %-4s %10s %10s %12s %10s %22s\n", "layer", "side", "error", "cond",
+                      "cond(S)", "top tenth", "damage, before->after");
+  std::string notes;
+  for (size_t l = 0; l < layers.size(); ++l) {
+    for (int side : {0, 1}) {
+      const SideSummary& s = layers[l].sides[side];
+      absl::StrAppendFormat(&out, "%-6d %-4s %10.1e %10.3g %12.3g %9.1f%% %10.4f -> %8.4f\n", l,
+                            side == 0 ? "K" : "V", s.error, s.condition, s.spectrum.condition,
+                            100 * s.spectrum.top_share, s.damage_before, s.damage_after);
+      if (s.spectrum.rank == head_dim) continue;
+      absl::StrAppendFormat(&notes,
+                            "note: layer %d, %s: the covariance has rank %d of %d: calibrate on "
+                            "more text, or accept that the other directions were never seen\n",
+                            l, side == 0 ? "K" : "V", s.spectrum.rank, head_dim);
+    }
+  }
+  return out + notes;
+}
+
+}  // namespace oscarkv

@@ -1,0 +1,73 @@
+// Calibration: prompts through the model's prefill, statistics of what attention consumes, fitted
+// transforms. The logic of `oscarkv calibrate`.
+//
+// Memory: the model, one prompt's activations of one layer, and the statistics (stated in the
+// report); nothing grows with the number of tokens. With a checkpoint file the statistics are
+// written every few prompts, and a run that was cut short goes on behind the last one: the result
+// is the same to the bit. The same texts, options and seed give the same files on one machine; on
+// another CPU low bits of the activations, and so of the fits, may differ.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "codec/fit.h"
+#include "codec/rotation_zoo.h"
+#include "eval/activation_stats.h"
+#include "eval/text_stream.h"
+#include "kernels/gemm/gemm.h"
+
+namespace oscarkv {
+
+struct CollectOptions {
+  std::string model_dir;
+  std::vector<std::string> text_files;
+  PromptPlan plan;
+  bool weighted_values = false;  // a second pass, for OSCAR's fit of V
+  kernels::Compute compute = kernels::Compute::kBf16;
+  int threads = 1;
+  int sample_rows = 256;                           // per layer and kv head, of K and of V
+  std::string checkpoint_file;                     // empty: none
+  int checkpoint_every = 4;                        // prompts
+  std::function<void(double)> progress = nullptr;  // share of all prompts, 0..1; may be empty
+};
+
+struct Collected {
+  std::unique_ptr<ActivationStats> stats;
+  int prompts = 0;
+  int64_t tokens = 0;
+  // [layer][kv_head]: [d, d], W_O,h^T W_O,h summed over the group's query heads: what an error of a
+  // value is worth.
+  std::vector<std::vector<double>> output_gram;
+  std::map<std::string, std::string> provenance;  // for the files' metadata
+};
+// kFailedPrecondition: the checkpoint file belongs to another run.
+absl::StatusOr<Collected> CollectStats(const CollectOptions& options);
+
+// What the fit of one side of a layer says, for people.
+struct SideSummary {
+  double error = 0;      // max |M^T M - I|, or max |A A^-1 - I|
+  double condition = 0;  // of the transform (1 for a rotation)
+  Spectrum spectrum;     // of the covariance fitted (the worst head's rank and condition)
+  double damage_before = 0, damage_after = 0;  // Hadamard and this fit, on the sample
+};
+struct LayerSummary {
+  SideSummary sides[2];  // K, V
+};
+// A table, and a line for each layer whose covariance lacks rank.
+std::string FormatSummary(const std::vector<LayerSummary>& layers, int head_dim);
+
+struct OscarFiles {
+  RotationSet keys, values;
+  std::vector<double> key_eigenvalues, value_eigenvalues;  // [layers][heads or 1][d]
+  std::vector<LayerSummary> summary;
+};
+// One rotation per layer, or per layer and kv head. `clip`: K, V, for the damage.
+absl::StatusOr<OscarFiles> FitOscarProfile(const Collected& collected, bool per_head,
+                                           const float clip[2]);
+
+}  // namespace oscarkv
