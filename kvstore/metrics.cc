@@ -63,6 +63,9 @@ KvNodeMetrics::KvNodeMetrics(MetricRegistry* r)
   put_revoked = &puts.With({"revoked"});
   put_expired = &puts.With({"expired"});
   put_refused = &puts.With({"refused"});
+  // There from the start: Prometheus does not see the first increment of a series that appears with
+  // it.
+  for (const char* found : {"put", "stored", "reader"}) corrupt.With({found});
 }
 
 KvClientMetrics::KvClientMetrics(MetricRegistry* r)
