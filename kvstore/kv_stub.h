@@ -20,6 +20,31 @@
 
 namespace oscarkv {
 
+// Ends a call early, from any thread and at any time. Outlives the call.
+class CallCanceller {
+ public:
+  void Cancel() {
+    MutexLock lock(mu_);
+    cancelled_ = true;
+    if (hook_) hook_();
+  }
+  // For the stub: how to cancel the call, until Disarm. The hook must not call back.
+  void Arm(std::function<void()> hook) {
+    MutexLock lock(mu_);
+    hook_ = std::move(hook);
+    if (cancelled_) hook_();
+  }
+  void Disarm() {
+    MutexLock lock(mu_);
+    hook_ = nullptr;
+  }
+
+ private:
+  Mutex mu_;
+  bool cancelled_ GUARDED_BY(mu_) = false;
+  std::function<void()> hook_ GUARDED_BY(mu_);
+};
+
 class KvStub {
  public:
   virtual ~KvStub() = default;
@@ -47,7 +72,7 @@ class KvStub {
   using WriteErrors = std::vector<std::pair<BlockKey, absl::Status>>;
   using WriteDone = std::function<void(absl::StatusOr<WriteErrors>)>;
   virtual void WriteBlocks(uint64_t session_id, std::vector<WriteSource> sources, Time deadline,
-                           WriteDone done) = 0;
+                           CallCanceller* canceller, WriteDone done) = 0;
 };
 
 using KvStubFactory = std::function<std::unique_ptr<KvStub>(const std::string& node)>;

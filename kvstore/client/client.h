@@ -24,8 +24,10 @@ class Transport;
 struct KvClientOptions {
   std::vector<std::string>
       nodes;  // "host:port" of every kvstore node's gRPC endpoint; the order does not matter
-  std::string name = "client";        // shown in the nodes' logs and status
-  std::string tenant;                 // quota accounting; "" is the default tenant
+  std::string name = "client";  // shown in the nodes' logs and status
+  // Whose quota pays and whose blocks are seen: those that clients of the same tenant put. "" is
+  // the default tenant.
+  std::string tenant;
   Transport* transport = nullptr;     // data path; null: streaming gRPC. Outlives the client
   MetricRegistry* metrics = nullptr;  // may be null
   Duration connect_timeout = std::chrono::seconds(5);

@@ -81,13 +81,18 @@ class ReadStream final : public grpc::ClientReadReactor<v1::ReadBlocksResponse> 
 class WriteStream final : public grpc::ClientWriteReactor<v1::WriteBlocksRequest> {
  public:
   WriteStream(rpc::CallTracker* tracker, Time deadline, uint64_t session_id,
-              std::vector<KvStub::WriteSource> sources, KvStub::WriteDone done)
-      : tracked_(tracker, deadline), sources_(std::move(sources)), done_(std::move(done)) {
+              std::vector<KvStub::WriteSource> sources, CallCanceller* canceller,
+              KvStub::WriteDone done)
+      : tracked_(tracker, deadline),
+        sources_(std::move(sources)),
+        canceller_(canceller),
+        done_(std::move(done)) {
     chunk_.set_session_id(session_id);
   }
 
   void Start(v1::KvStoreService::Stub* stub) {
     stub->async()->WriteBlocks(tracked_.context(), &response_, this);
+    canceller_->Arm([this] { tracked_.Cancel(); });
     Next();
     StartCall();
   }
@@ -98,6 +103,7 @@ class WriteStream final : public grpc::ClientWriteReactor<v1::WriteBlocksRequest
 
   void OnDone(const grpc::Status& status) override {
     const std::unique_ptr<WriteStream> self(this);
+    canceller_->Disarm();
     if (!status.ok()) return done_(rpc::FromGrpc(status));
     KvStub::WriteErrors errors;
     for (const v1::WriteError& e : response_.errors()) {
@@ -127,6 +133,7 @@ class WriteStream final : public grpc::ClientWriteReactor<v1::WriteBlocksRequest
 
   rpc::TrackedCall tracked_;  // first: ends when the rest is gone
   const std::vector<KvStub::WriteSource> sources_;
+  CallCanceller* const canceller_;
   const KvStub::WriteDone done_;
   size_t source_ = 0;
   uint64_t at_ = 0;  // in the source
@@ -140,9 +147,11 @@ class GrpcStub final : public KvStub {
     grpc::ChannelArguments args;
     args.SetMaxReceiveMessageSize(kMaxMessageBytes);
     args.SetMaxSendMessageSize(kMaxMessageBytes);
-    // A node that comes back is found soon: our own maintainer paces the attempts.
+    // A node that comes back is found soon: our own maintainer paces the attempts, and the pause
+    // between gRPC's own is bounded by MAX. MIN is no pause: it is what an attempt gets for the
+    // handshake before it is given up, on a loaded machine more than a moment.
     args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-    args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
+    args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 2'000);
     args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
     args.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 10'000);
     args.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 2'000);
@@ -160,8 +169,9 @@ class GrpcStub final : public KvStub {
         ->Start(stub_.get(), session_id);
   }
   void WriteBlocks(uint64_t session_id, std::vector<WriteSource> sources, Time deadline,
-                   WriteDone done) override {
-    (new WriteStream(&tracker_, deadline, session_id, std::move(sources), std::move(done)))
+                   CallCanceller* canceller, WriteDone done) override {
+    (new WriteStream(&tracker_, deadline, session_id, std::move(sources), canceller,
+                     std::move(done)))
         ->Start(stub_.get());
   }
 

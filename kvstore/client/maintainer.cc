@@ -14,7 +14,7 @@ namespace {
 constexpr Duration kCallTimeout = std::chrono::seconds(2);
 constexpr Duration kGoodbyeTimeout = std::chrono::milliseconds(500);
 constexpr Duration kFirstPause = std::chrono::milliseconds(100);
-constexpr Duration kLongestPause = std::chrono::seconds(5);
+constexpr Duration kLongestPause = std::chrono::seconds(2);
 constexpr Duration kLongestUpgradePause = std::chrono::seconds(30);
 constexpr int kSilentLimit = 2;
 

@@ -1,6 +1,7 @@
 #include "kvstore/client/put_batch.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 
@@ -36,7 +37,7 @@ absl::Status PutBatchImpl::NodeStatus(const Node& node, const absl::Status& stat
 void PutBatchImpl::AddGroup(const NodeGroup& group, absl::StatusOr<kv::PutStartResponse> answer,
                             Time started) {
   const size_t index = nodes_.size();
-  nodes_.push_back({group.connection, group.link, started, {}});
+  nodes_.push_back({group.connection, group.link, started, {}, nullptr});
   Node& node = nodes_.back();
   absl::Status whole = group.link == nullptr ? answer.status() : NodeStatus(node, answer.status());
   const size_t n = group.items.size();
@@ -44,7 +45,11 @@ void PutBatchImpl::AddGroup(const NodeGroup& group, absl::StatusOr<kv::PutStartR
                      answer->generations.size() != n)) {
     whole = absl::InternalError("the node answered for another number of blocks");
   }
-  if (whole.ok()) node.writes_until = started + group.link->grant.put_ttl;
+  if (whole.ok()) {
+    node.writes_until = started + group.link->grant.put_ttl;
+    if (group.link->streams())
+      node.writer = std::make_unique<StreamWriter>(group.link, node.writes_until);
+  }
   for (size_t k = 0; k < n; ++k) {
     const size_t i = group.items[k];
     start_statuses_[i] = whole.ok() ? answer->statuses[k] : whole;
@@ -79,8 +84,9 @@ void PutBatchImpl::Write(size_t index, absl::Span<const LocalPiece> pieces) {
     }
     item.written += p.length;
     if (p.length == 0) continue;
-    if (node.link->streams()) {
-      item.stream.push_back(
+    if (node.writer != nullptr) {
+      item.streamed = true;
+      node.writer->Send(
           {{keys_[index], item.generation, p.offset}, absl::MakeConstSpan(p.data, p.length)});
     } else {
       ops.push_back(
@@ -112,38 +118,16 @@ void PutBatchImpl::AwaitWrites(Node* node, Time deadline) {
   }
 }
 
-void PutBatchImpl::StreamAll(Time deadline) {
-  CallBarrier barrier;
-  std::vector<absl::StatusOr<KvStub::WriteErrors>> answers(nodes_.size(), KvStub::WriteErrors{});
-  for (size_t n = 0; n < nodes_.size(); ++n) {
-    std::vector<KvStub::WriteSource> sources;
-    for (size_t i : nodes_[n].items) {
-      for (const auto& source : items_[i].stream) sources.push_back(source);
-    }
-    if (sources.empty()) continue;
-    barrier.Add();
-    nodes_[n].link->stub->WriteBlocks(
-        nodes_[n].link->grant.session_id, std::move(sources),
-        std::min(deadline, nodes_[n].writes_until),
-        [&barrier, answer = &answers[n]](absl::StatusOr<KvStub::WriteErrors> errors) {
-          *answer = std::move(errors);
-          barrier.Done();
-        });
-  }
-  barrier.Wait();
-  for (size_t n = 0; n < nodes_.size(); ++n) {
-    if (!answers[n].ok()) nodes_[n].connection->Judge(nodes_[n].link, answers[n].status());
-    for (size_t i : nodes_[n].items) {
-      Item& item = items_[i];
-      if (item.stream.empty()) continue;
-      item.stream.clear();
-      if (!answers[n].ok()) {
-        item.failed = NodeStatus(nodes_[n], answers[n].status());
-        continue;
-      }
-      for (const auto& [key, status] : *answers[n]) {
-        if (key == keys_[i]) item.failed = status;
-      }
+void PutBatchImpl::AwaitStream(Node* node, Time deadline) {
+  if (node->writer == nullptr) return;
+  const StreamWriter::Result result = node->writer->Finish(std::min(deadline, node->writes_until));
+  node->connection->Judge(node->link, result.whole);
+  for (size_t i : node->items) {
+    Item& item = items_[i];
+    if (!std::exchange(item.streamed, false)) continue;
+    if (!result.whole.ok()) item.failed = NodeStatus(*node, result.whole);
+    for (const auto& [key, status] : result.errors) {
+      if (key == keys_[i] && item.failed.ok()) item.failed = status;
     }
   }
 }
@@ -222,8 +206,10 @@ std::vector<absl::Status> PutBatchImpl::Commit(absl::Span<const std::vector<Slic
   for (size_t i = 0; i < items_.size(); ++i) {
     if (items_[i].state == Item::State::kOpen) open.push_back(i);
   }
-  for (Node& node : nodes_) AwaitWrites(&node, deadline);
-  StreamAll(deadline);
+  for (Node& node : nodes_) {
+    AwaitWrites(&node, deadline);
+    AwaitStream(&node, deadline);
+  }
   const auto retriable = [&](size_t i) {
     return absl::IsUnavailable(statuses[i]) && items_[i].failed.ok();
   };
@@ -251,6 +237,7 @@ std::vector<absl::Status> PutBatchImpl::Commit(absl::Span<const std::vector<Slic
 }
 
 void PutBatchImpl::RevokeOpen(Node* node) {
+  node->writer.reset();  // waits: nothing of it is under way any more
   kv::PutRevokeRequest request;
   for (size_t i : node->items) {
     if (items_[i].state != Item::State::kOpen) continue;

@@ -6,15 +6,15 @@
 
 #include "kvstore/client/client.h"
 #include "kvstore/client/kv_client.h"
+#include "kvstore/client/stream_writer.h"
 #include "kvstore/client/transfers.h"
 
 namespace oscarkv {
 
 // One caller at a time. Must be destroyed before the client that made it.
 //
-// One-sided: Write posts at once, Commit waits for the transfers, whose end means that the bytes
-// are in the node's memory. Streaming: Write only notes the pieces, Commit sends them in one stream
-// per node.
+// Write starts the transfer at once, one-sided or by a StreamWriter; Commit waits for the
+// transfers, whose end means that the bytes are in the node's memory.
 class PutBatchImpl final : public PutBatch {
  public:
   PutBatchImpl(absl::Span<const BlockSpec> specs, KvClientMetrics* metrics);
@@ -35,6 +35,7 @@ class PutBatchImpl final : public PutBatch {
     LinkPtr link;
     Time writes_until;  // a transfer must end before the reservation does
     std::vector<size_t> items;
+    std::unique_ptr<StreamWriter> writer;  // null: one-sided
   };
   struct Item {
     enum class State { kNotReserved, kOpen, kDone };
@@ -44,11 +45,11 @@ class PutBatchImpl final : public PutBatch {
     uint64_t written = 0;  // bytes handed to Write
     absl::Status failed;   // first error of its writes
     std::vector<std::unique_ptr<TransferHandle>> handles;
-    std::vector<KvStub::WriteSource> stream;
+    bool streamed = false;  // since the last Commit
   };
 
   void AwaitWrites(Node* node, Time deadline);
-  void StreamAll(Time deadline);
+  void AwaitStream(Node* node, Time deadline);
   absl::StatusOr<kv::SliceTable> TableOf(size_t item, const std::vector<Slice>& slices) const;
   // PutEnd of items that are ready; the answers go to `statuses`.
   void EndAll(absl::Span<const std::vector<Slice>> slices, Time deadline,

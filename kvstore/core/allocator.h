@@ -7,7 +7,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "kvstore/block_key.h"
+#include "absl/types/span.h"
+#include "kvstore/core/stored_key.h"
 
 namespace oscarkv {
 
@@ -27,7 +28,8 @@ struct AllocatorUsage {
   uint64_t idle = 0;      // bytes of slabs that no size class holds
 };
 
-// Thread-safe; never blocks but for a short internal lock.
+// Thread-safe; never blocks but for short internal locks, none of them process-wide on the way of a
+// block: one per size class, taken once per batch, and one for slabs that change their class.
 class BlockAllocator {
  public:
   virtual ~BlockAllocator() = default;
@@ -35,8 +37,12 @@ class BlockAllocator {
   // The class that serves blocks of `size` bytes now. kInvalidArgument: 0 or above max_bytes().
   virtual absl::StatusOr<uint32_t> ClassOf(uint64_t size) = 0;
   virtual uint64_t ClassBytes(uint32_t size_class) const = 0;
-  // `owner` is kept for BeginDrain. Nothing when the class has no room left and no slab is idle.
-  virtual std::optional<Extent> Allocate(uint32_t size_class, const BlockKey& owner) = 0;
+  // One extent per owner, in their order, to `out`; returns for how many there was room. The owners
+  // are kept for BeginDrain. The rest found none: the class is full and no slab is idle.
+  virtual size_t Allocate(uint32_t size_class, absl::Span<const StoredKey> owners, Extent* out) = 0;
+  // For one block, where the class has no room: from a class of up to twice the size. Better than
+  // to store nothing.
+  virtual std::optional<Extent> AllocateLarger(uint32_t size_class, const StoredKey& owner) = 0;
   virtual void Free(const Extent& extent) = 0;
   virtual AllocatorUsage usage() const = 0;
 
@@ -45,12 +51,20 @@ class BlockAllocator {
   // classes other than `for_class` that have that much free, and hands out no more of it until
   // EndDrain. Empty: there is none. The slab becomes idle by itself when its last extent is freed.
   struct DrainItem {
-    BlockKey owner;
+    StoredKey owner;
     Extent extent;
   };
   virtual std::vector<DrainItem> BeginDrain(uint32_t for_class) = 0;
   virtual void EndDrain() = 0;
 };
+
+// One block's room.
+inline std::optional<Extent> AllocateOne(BlockAllocator* allocator, uint32_t size_class,
+                                         const StoredKey& owner) {
+  Extent extent;
+  if (allocator->Allocate(size_class, absl::MakeConstSpan(&owner, 1), &extent) == 0) return {};
+  return extent;
+}
 
 // The arena in slabs of equal size, each cut into extents of one size class; a slab that becomes
 // empty can serve any class.

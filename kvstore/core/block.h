@@ -20,8 +20,8 @@ struct Tenant {
 
 // Fields after the first group change under the lock of the block's shard (BlockIndex).
 struct Block : EvictionEntry {
-  BlockKey key;
-  BlockKey parent;
+  StoredKey key;
+  StoredKey parent;  // of the same tenant
   BlockKind kind = BlockKind::kPage;
   uint64_t size = 0;
   uint64_t charged = 0;  // bytes of its extent

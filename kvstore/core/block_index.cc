@@ -42,7 +42,7 @@ Time BlockIndex::Coldest(const PoolId& pool) const {
   return coldest;
 }
 
-Block* BlockIndex::Find(const Shard& shard, const BlockKey& key, Time now) {
+Block* BlockIndex::Find(const Shard& shard, const StoredKey& key, Time now) {
   const auto it = shard.slots.find(key);
   if (it == shard.slots.end() || it->second.block == nullptr || it->second.block->expires <= now)
     return nullptr;
@@ -55,7 +55,7 @@ void BlockIndex::Hit(Shard& shard, Block* block, uint32_t epoch, Time now) {
   PolicyOf(shard, *block).OnHit(block);
 }
 
-void BlockIndex::HitAncestors(BlockKey parent, uint32_t epoch, Time now) {
+void BlockIndex::HitAncestors(StoredKey parent, uint32_t epoch, Time now) {
   while (!parent.empty()) {
     Shard& shard = ShardOf(parent);
     MutexLock lock(shard.mu);
@@ -66,18 +66,18 @@ void BlockIndex::HitAncestors(BlockKey parent, uint32_t epoch, Time now) {
   }
 }
 
-bool BlockIndex::Contains(const BlockKey& key, Time now) const {
+bool BlockIndex::Contains(const StoredKey& key, Time now) const {
   Shard& shard = ShardOf(key);
   MutexLock lock(shard.mu);
   return Find(shard, key, now) != nullptr;
 }
 
-size_t BlockIndex::Match(absl::Span<const BlockKey> keys, Time now) {
+size_t BlockIndex::Match(uint32_t tenant, absl::Span<const BlockKey> keys, Time now) {
   const uint32_t epoch = NewEpoch();
   size_t matched = 0;
   for (; matched < keys.size(); ++matched) {
-    const BlockKey& key = keys[matched];
-    BlockKey parent;
+    const StoredKey key{tenant, keys[matched]};
+    StoredKey parent;
     {
       Shard& shard = ShardOf(key);
       MutexLock lock(shard.mu);
@@ -87,16 +87,16 @@ size_t BlockIndex::Match(absl::Span<const BlockKey> keys, Time now) {
       parent = block->parent;
     }
     // In a chain the parent is the key before, which has its hit.
-    if (matched == 0 || parent != keys[matched - 1]) HitAncestors(parent, epoch, now);
+    if (matched == 0 || parent.key != keys[matched - 1]) HitAncestors(parent, epoch, now);
   }
   hits_.fetch_add(matched, std::memory_order_relaxed);
   misses_.fetch_add(keys.size() - matched, std::memory_order_relaxed);
   return matched;
 }
 
-Block* BlockIndex::Pin(const BlockKey& key, uint32_t epoch, Time now) {
+Block* BlockIndex::Pin(const StoredKey& key, uint32_t epoch, Time now) {
   Block* block = nullptr;
-  BlockKey parent;
+  StoredKey parent;
   {
     Shard& shard = ShardOf(key);
     MutexLock lock(shard.mu);
@@ -133,7 +133,7 @@ void BlockIndex::ReturnIfFree(Shard& shard, const Slot& slot) {
   PolicyOf(shard, *block).Return(block);
 }
 
-bool BlockIndex::Refresh(const BlockKey& key, Duration ttl, Time now) {
+bool BlockIndex::Refresh(const StoredKey& key, Duration ttl, Time now) {
   Shard& shard = ShardOf(key);
   MutexLock lock(shard.mu);
   Block* block = Find(shard, key, now);
@@ -145,7 +145,7 @@ bool BlockIndex::Refresh(const BlockKey& key, Duration ttl, Time now) {
   return true;
 }
 
-void BlockIndex::CountChildren(const BlockKey& parent, int children, int expected) {
+void BlockIndex::CountChildren(const StoredKey& parent, int children, int expected) {
   if (parent.empty()) return;
   Shard& shard = ShardOf(parent);
   MutexLock lock(shard.mu);
@@ -161,14 +161,14 @@ void BlockIndex::CountChildren(const BlockKey& parent, int children, int expecte
   }
 }
 
-void BlockIndex::Expect(const BlockKey& parent) {
+void BlockIndex::Expect(const StoredKey& parent) {
   CountChildren(parent, 0, 1);
 }
-void BlockIndex::Unexpect(const BlockKey& parent) {
+void BlockIndex::Unexpect(const StoredKey& parent) {
   CountChildren(parent, 0, -1);
 }
 
-bool BlockIndex::ChainReturnsTo(const BlockKey& key, BlockKey parent) const {
+bool BlockIndex::ChainReturnsTo(const StoredKey& key, StoredKey parent) const {
   while (!parent.empty()) {
     if (parent == key) return true;
     Shard& shard = ShardOf(parent);
@@ -182,12 +182,12 @@ bool BlockIndex::ChainReturnsTo(const BlockKey& key, BlockKey parent) const {
 
 absl::Status BlockIndex::Insert(std::unique_ptr<Block>* owned, Time now) {
   Block* const block = owned->get();
-  const BlockKey key = block->key, parent = block->parent;
+  const StoredKey key = block->key, parent = block->parent;
   const uint64_t generation = block->extent.generation;
   // Before the child is stored, so that the parent is never without protection.
   CountChildren(parent, 1, -1);
   bool stored = false, has_children = false, replaced = false;
-  BlockKey replaced_parent;
+  StoredKey replaced_parent;
   std::unique_ptr<Block> dead;
   {
     Shard& shard = ShardOf(key);
@@ -227,7 +227,7 @@ absl::Status BlockIndex::Insert(std::unique_ptr<Block>* owned, Time now) {
   return absl::OkStatus();
 }
 
-std::unique_ptr<Block> BlockIndex::TakeOut(Shard& shard, const BlockKey& key) {
+std::unique_ptr<Block> BlockIndex::TakeOut(Shard& shard, const StoredKey& key) {
   const auto it = shard.slots.find(key);
   std::unique_ptr<Block> block = std::move(it->second.block);
   if (!it->second.is_parent()) shard.slots.erase(it);
@@ -239,8 +239,8 @@ std::unique_ptr<Block> BlockIndex::TakeOut(Shard& shard, const BlockKey& key) {
   return nullptr;
 }
 
-bool BlockIndex::Erase(const BlockKey& key, std::optional<uint64_t> generation) {
-  BlockKey parent;
+bool BlockIndex::Erase(const StoredKey& key, std::optional<uint64_t> generation) {
+  StoredKey parent;
   std::unique_ptr<Block> dead;
   {
     Shard& shard = ShardOf(key);
@@ -260,7 +260,7 @@ size_t BlockIndex::ExpireDue(Time now) {
   size_t expired = 0;
   for (const auto& shard : shards_) {
     for (;;) {
-      BlockKey parent;
+      StoredKey parent;
       std::unique_ptr<Block> dead;
       {
         MutexLock lock(shard->mu);
@@ -314,14 +314,14 @@ bool BlockIndex::EvictOne(const PoolId& pool, Time now) {
   return false;
 }
 
-bool BlockIndex::Relocate(const BlockKey& key, const Extent& from) {
+bool BlockIndex::Relocate(const StoredKey& key, const Extent& from) {
   Shard& shard = ShardOf(key);
   MutexLock lock(shard.mu);
   const auto it = shard.slots.find(key);
   if (it == shard.slots.end() || it->second.block == nullptr) return false;
   Block* block = it->second.block.get();
   if (block->extent != from || block->pins > 0) return false;
-  const std::optional<Extent> to = allocator_->Allocate(from.size_class, key);
+  const std::optional<Extent> to = AllocateOne(allocator_, from.size_class, key);
   if (!to.has_value()) return false;
   std::memcpy(arena_.data() + to->offset, arena_.data() + from.offset, block->size);
   block->extent = *to;

@@ -8,6 +8,8 @@
 // Victims come from pools: one eviction order per (tenant, size class) and shard. Memory of one
 // size class is freed by evicting in that class, a tenant over its quota pays with its own blocks.
 //
+// Tenants do not see each other's blocks: a key always comes with its tenant (StoredKey).
+//
 // Thread-safe. One lock per shard; never two at a time; the allocator's lock may be taken inside.
 // No call blocks otherwise.
 #pragma once
@@ -52,29 +54,30 @@ class BlockIndex {
   BlockIndex(const BlockIndex&) = delete;
   BlockIndex& operator=(const BlockIndex&) = delete;
 
-  bool Contains(const BlockKey& key, Time now) const;
-  // How many keys from the first on are stored; counts as a use of them and of their ancestors.
-  size_t Match(absl::Span<const BlockKey> keys, Time now);
+  bool Contains(const StoredKey& key, Time now) const;
+  // How many keys from the first on the tenant has stored; counts as a use of them and of their
+  // ancestors.
+  size_t Match(uint32_t tenant, absl::Span<const BlockKey> keys, Time now);
   // One number per batch of Pin calls: ancestors are counted once per batch.
   uint32_t NewEpoch() { return epoch_.fetch_add(1) + 1; }
   // Counts as a use. Null: not stored. The block keeps its address, its extent and its bytes until
   // Unpin.
-  Block* Pin(const BlockKey& key, uint32_t epoch, Time now);
+  Block* Pin(const StoredKey& key, uint32_t epoch, Time now);
   void Unpin(Block* block);
   // True when stored; then a block with a TTL lives at least until now + ttl (for ever with ttl 0).
-  bool Refresh(const BlockKey& key, Duration ttl, Time now);
+  bool Refresh(const StoredKey& key, Duration ttl, Time now);
 
   // A child of `parent` (may be empty) is being put: the parent is no victim until Insert took the
   // child or Unexpect.
-  void Expect(const BlockKey& parent);
-  void Unexpect(const BlockKey& parent);
+  void Expect(const StoredKey& parent);
+  void Unexpect(const StoredKey& parent);
   // Takes a block whose parent was told to Expect it, when it returns OK. kAlreadyExists: the
   // caller keeps it. kInvalidArgument: its chain of parents leads back to it; it is taken and gone.
   // Ends the expectation in each case.
   absl::Status Insert(std::unique_ptr<Block>* block, Time now);
   // False: nothing is stored, or another generation than the one wanted. Memory of a pinned block
   // is freed at its last Unpin.
-  bool Erase(const BlockKey& key, std::optional<uint64_t> generation);
+  bool Erase(const StoredKey& key, std::optional<uint64_t> generation);
   // Removes blocks whose TTL passed; returns how many.
   size_t ExpireDue(Time now);
 
@@ -99,7 +102,7 @@ class BlockIndex {
   }
   // Copies an unpinned block elsewhere in its size class and frees `from`. False: it is not there,
   // pinned, or there is no room.
-  bool Relocate(const BlockKey& key, const Extent& from);
+  bool Relocate(const StoredKey& key, const Extent& from);
 
   IndexStats stats() const;
 
@@ -112,35 +115,37 @@ class BlockIndex {
   };
   struct Expiry {
     Time at;
-    BlockKey key;
+    StoredKey key;
     bool operator>(const Expiry& other) const { return at > other.at; }
   };
   struct Shard {
     mutable Mutex mu;
-    absl::flat_hash_map<BlockKey, Slot> slots GUARDED_BY(mu);
+    absl::flat_hash_map<StoredKey, Slot> slots GUARDED_BY(mu);
     absl::flat_hash_map<PoolId, std::unique_ptr<EvictionPolicy>> pools GUARDED_BY(mu);
     std::priority_queue<Expiry, std::vector<Expiry>, std::greater<Expiry>> expiries GUARDED_BY(mu);
   };
 
-  Shard& ShardOf(const BlockKey& key) const { return *shards_[key.Prefix64() % shards_.size()]; }
+  Shard& ShardOf(const StoredKey& key) const {
+    return *shards_[key.key.Prefix64() % shards_.size()];
+  }
   static PoolId PoolOf(const Block& block) { return {block.tenant->id, block.extent.size_class}; }
   EvictionPolicy& PolicyOf(Shard& shard, const Block& block) REQUIRES(shard.mu);
   std::vector<PoolId> Pools() const;
   Time Coldest(const PoolId& pool) const;
 
   // The stored, not expired block of a key; null without one.
-  static Block* Find(const Shard& shard, const BlockKey& key, Time now) REQUIRES(shard.mu);
+  static Block* Find(const Shard& shard, const StoredKey& key, Time now) REQUIRES(shard.mu);
   void Hit(Shard& shard, Block* block, uint32_t epoch, Time now) REQUIRES(shard.mu);
-  void HitAncestors(BlockKey parent, uint32_t epoch, Time now);
+  void HitAncestors(StoredKey parent, uint32_t epoch, Time now);
   // Takes the block out of slot and policy. Returns it when it is to be freed now, null when its
   // pins keep it. The caller calls CountChildren(parent, -1, 0) after unlocking in both cases.
-  std::unique_ptr<Block> TakeOut(Shard& shard, const BlockKey& key) REQUIRES(shard.mu);
+  std::unique_ptr<Block> TakeOut(Shard& shard, const StoredKey& key) REQUIRES(shard.mu);
   void ReturnIfFree(Shard& shard, const Slot& slot) REQUIRES(shard.mu);
   // Adds to the counts of a key's slot, makes it if there is none, drops it when nothing is left in
   // it.
-  void CountChildren(const BlockKey& parent, int children, int expected);
+  void CountChildren(const StoredKey& parent, int children, int expected);
   void FreeMemory(std::unique_ptr<Block> block);
-  bool ChainReturnsTo(const BlockKey& key, BlockKey parent) const;
+  bool ChainReturnsTo(const StoredKey& key, StoredKey parent) const;
   void Count(const Block& block, int sign);
 
   BlockAllocator* const allocator_;

@@ -159,8 +159,8 @@ void KvNode::EndSession(Session* session, bool drained) {
 absl::Status KvNode::Handle(const kv::MatchPrefixRequest& request,
                             kv::MatchPrefixResponse* response) {
   RETURN_IF_ERROR(CheckCount(request.keys.size(), "keys"));
-  RETURN_IF_ERROR(FindSession(request.session_id).status());
-  const size_t matched = index_.Match(request.keys, clock_->Now());
+  ASSIGN_OR_RETURN(const auto session, FindSession(request.session_id));
+  const size_t matched = index_.Match(session->tenant->id, request.keys, clock_->Now());
   response->matched = matched;
   if (metrics_ != nullptr) {
     metrics_->hit_blocks->Add(matched);
@@ -173,11 +173,11 @@ absl::Status KvNode::Handle(const kv::MatchPrefixRequest& request,
 
 absl::Status KvNode::Handle(const kv::ExistsRequest& request, kv::ExistsResponse* response) {
   RETURN_IF_ERROR(CheckCount(request.keys.size(), "keys"));
-  RETURN_IF_ERROR(FindSession(request.session_id).status());
+  ASSIGN_OR_RETURN(const auto session, FindSession(request.session_id));
   const Time now = clock_->Now();
   response->stored.assign(request.keys.size(), false);
   for (size_t i = 0; i < request.keys.size(); ++i)
-    response->stored[i] = index_.Contains(request.keys[i], now);
+    response->stored[i] = index_.Contains(session->Own(request.keys[i]), now);
   return absl::OkStatus();
 }
 
@@ -203,7 +203,7 @@ absl::Status KvNode::Handle(const kv::GetStartRequest& request, kv::GetStartResp
                      request.keys.size(), " more: at most ", options_.max_pins_per_session));
   }
   for (size_t i = 0; i < request.keys.size(); ++i) {
-    Block* block = index_.Pin(request.keys[i], epoch, now);
+    Block* block = index_.Pin(session->Own(request.keys[i]), epoch, now);
     if (block == nullptr) {
       response->statuses[i] = absl::NotFoundError("not stored");
       continue;
@@ -284,7 +284,7 @@ absl::Status KvNode::Handle(const kv::EraseRequest& request, kv::EraseResponse* 
   response->statuses.assign(request.keys.size(), absl::OkStatus());
   const Time now = clock_->Now();
   for (size_t i = 0; i < request.keys.size(); ++i) {
-    const BlockKey& key = request.keys[i];
+    const StoredKey key = session->Own(request.keys[i]);
     const std::optional<uint64_t> generation =
         request.generations.empty() ? std::nullopt : std::make_optional(request.generations[i]);
     bool stored_is_bad = false;
@@ -303,7 +303,7 @@ absl::Status KvNode::Handle(const kv::EraseRequest& request, kv::EraseResponse* 
         metrics_->corrupt.With({stored_is_bad ? "stored" : "reader"}).Increment();
       LogError("corrupt block reported and erased",
                {{"node", options_.name},
-                {"key", key.Hex()},
+                {"key", key.key.Hex()},
                 {"client", session->name},
                 {"stored_bytes", stored_is_bad ? "corrupt" : "intact"}});
     }

@@ -15,6 +15,9 @@
 // cost every read a second operation, and one-sided reads do not order it with the data.) Checksums
 // stand behind it.
 //
+// Tenants. A session belongs to one; it sees, pins, reads and erases only what sessions of the same
+// tenant put.
+//
 // Thread-safe. Handlers never block but for short locks and, in PutEnd, the time of the checksums.
 // `Tick` does all that is due with time; nothing else happens by itself, so with a FakeClock the
 // node is deterministic.
@@ -117,15 +120,25 @@ class KvNode {
   void SetGauges(Time now);
 
   // Puts (kv_node_put.cc).
-  absl::StatusOr<Reservation> StartOne(Session* session, const kv::PutItem& item, uint64_t put_id,
-                                       Time now) REQUIRES(session->mu);
+  // The size class in which the item may ask for room; kAlreadyExists: stored.
+  absl::StatusOr<uint32_t> Admit(Session* session, const kv::PutItem& item, uint64_t put_id,
+                                 Time now) REQUIRES(session->mu);
+  // Reserves room for admitted items of one size class: at once while there is room, then one by
+  // one, making it.
+  void StartRun(Session* session, const kv::PutStartRequest& request, absl::Span<const size_t> run,
+                uint32_t size_class, Time now, kv::PutStartResponse* response)
+      REQUIRES(session->mu);
+  // What this put of the item reserved, now or in an earlier call.
+  absl::Status Started(Session* session, const kv::PutItem& item, uint64_t put_id, uint64_t* offset,
+                       uint64_t* generation) REQUIRES(session->mu);
+  bool Charge(Tenant* tenant, uint64_t bytes);  // false: beyond the quota, nothing is charged
   absl::Status EndOne(Session* session, const kv::PutEndItem& item, Time now);
   // *consumed: the extent no longer belongs to the reservation.
   absl::Status CheckAndInsert(Session* session, const Reservation& reservation,
                               const kv::SliceTable& slices, Time now, bool* consumed);
   absl::Status VerifyBytes(const Extent& extent, const kv::SliceTable& slices) const;
   absl::StatusOr<Extent> Reserve(Tenant* tenant, uint32_t size_class, uint64_t bytes,
-                                 const BlockKey& key, Time now);
+                                 const StoredKey& owner, Time now);
   bool MakeRoom(uint32_t size_class, Time now);
   bool DrainSlabFor(uint32_t size_class);
   bool EvictOf(Tenant* tenant, Time now);

@@ -59,60 +59,112 @@ absl::Status KvNode::Handle(const kv::PutStartRequest& request, kv::PutStartResp
   response->generations.assign(n, 0);
   MutexLock lock(session->mu);
   if (session->closed) return absl::UnauthenticatedError("the session was closed: open a new one");
+  std::vector<size_t> run;  // items of one size class that want room
+  uint32_t run_class = 0;
   for (size_t i = 0; i < n; ++i) {
-    const absl::StatusOr<Reservation> reservation =
-        StartOne(session.get(), request.items[i], request.put_id, now);
-    response->statuses[i] = reservation.status();
-    if (reservation.ok()) {
-      response->offsets[i] = reservation->extent.offset;
-      response->generations[i] = reservation->extent.generation;
-    } else if (metrics_ != nullptr && absl::IsResourceExhausted(reservation.status())) {
-      metrics_->put_refused->Increment();
+    const absl::StatusOr<uint32_t> size_class =
+        Admit(session.get(), request.items[i], request.put_id, now);
+    if (!size_class.ok()) {
+      response->statuses[i] = size_class.status();
+      continue;
     }
+    if (*size_class != run_class) {
+      StartRun(session.get(), request, run, run_class, now, response);
+      run.clear();
+    }
+    run_class = *size_class;
+    run.push_back(i);
   }
+  StartRun(session.get(), request, run, run_class, now, response);
   return absl::OkStatus();
 }
 
-absl::StatusOr<Reservation> KvNode::StartOne(Session* session, const kv::PutItem& item,
-                                             uint64_t put_id, Time now) {
+absl::StatusOr<uint32_t> KvNode::Admit(Session* session, const kv::PutItem& item, uint64_t put_id,
+                                       Time now) {
   if (item.key.empty() || !ValidKind(item.kind) || item.ttl < Duration(0) ||
       item.parent == item.key) {
     return absl::InvalidArgumentError(
         "put item: expected a key, another parent, a kind 1..3 and a ttl of 0 or more");
   }
-  if (const auto it = session->started.find({item.key, put_id}); it != session->started.end()) {
-    const Reservation& old = session->reservations[it->second];  // a repeated call
-    if (old.item.size == item.size && old.item.kind == item.kind &&
-        old.item.parent == item.parent) {
-      return old;
+  // A repeated call is for StartRun.
+  if (!session->started.contains({item.key, put_id}) &&
+      index_.Refresh(session->Own(item.key), item.ttl, now)) {
+    return absl::AlreadyExistsError("stored");
+  }
+  return allocator_->ClassOf(item.size);
+}
+
+void KvNode::StartRun(Session* session, const kv::PutStartRequest& request,
+                      absl::Span<const size_t> run, uint32_t size_class, Time now,
+                      kv::PutStartResponse* response) {
+  if (run.empty()) return;
+  std::vector<size_t> fresh;
+  std::vector<StoredKey> owners;
+  for (size_t i : run) {
+    const kv::PutItem& item = request.items[i];
+    // Also a block that is twice in this call: the first takes the room, the second learns of it.
+    if (!session->started.try_emplace({item.key, request.put_id}, 0).second) continue;
+    fresh.push_back(i);
+    owners.push_back(session->Own(item.key));
+    index_.Expect(session->Own(item.parent));  // first: the room must not come from the parent
+  }
+  std::vector<Extent> extents(fresh.size());
+  size_t taken = 0;
+  const uint64_t bytes = allocator_->ClassBytes(size_class);
+  if (Charge(session->tenant, bytes * fresh.size())) {
+    taken = allocator_->Allocate(size_class, owners, extents.data());
+    session->tenant->used_bytes.fetch_sub(bytes * (fresh.size() - taken),
+                                          std::memory_order_relaxed);
+  }
+  for (size_t k = 0; k < fresh.size(); ++k) {
+    const kv::PutItem& item = request.items[fresh[k]];
+    absl::StatusOr<Extent> extent = extents[k];
+    if (k >= taken) extent = Reserve(session->tenant, size_class, bytes, owners[k], now);
+    if (!extent.ok()) {
+      index_.Unexpect(session->Own(item.parent));
+      session->started.erase({item.key, request.put_id});
+      response->statuses[fresh[k]] = extent.status();
+      if (metrics_ != nullptr) metrics_->put_refused->Increment();
+      continue;
     }
+    const uint64_t charged = allocator_->ClassBytes(extent->size_class);
+    reserved_bytes_.fetch_add(charged, std::memory_order_relaxed);
+    session->started[{item.key, request.put_id}] = extent->generation;
+    session->reservations[extent->generation] = {item, request.put_id,         *extent, charged,
+                                                 now,  now + options_.put_ttl, false};
+  }
+  for (size_t i : run) {
+    if (response->statuses[i].ok())
+      response->statuses[i] = Started(session, request.items[i], request.put_id,
+                                      &response->offsets[i], &response->generations[i]);
+  }
+}
+
+absl::Status KvNode::Started(Session* session, const kv::PutItem& item, uint64_t put_id,
+                             uint64_t* offset, uint64_t* generation) {
+  const auto it = session->started.find({item.key, put_id});
+  if (it == session->started.end())
+    return absl::ResourceExhaustedError("no room, as for the same block earlier in the call");
+  const Reservation& r = session->reservations.at(it->second);
+  if (r.item.size != item.size || r.item.kind != item.kind || r.item.parent != item.parent) {
     return absl::FailedPreconditionError(
-        absl::StrCat("this put reserved the block with ", old.item.size, " bytes and now asks for ",
+        absl::StrCat("this put reserved the block with ", r.item.size, " bytes and now asks for ",
                      item.size, ", or differs in kind or parent: revoke first"));
   }
-  if (index_.Refresh(item.key, item.ttl, now)) return absl::AlreadyExistsError("stored");
-  ASSIGN_OR_RETURN(const uint32_t size_class, allocator_->ClassOf(item.size));
-  Reservation r;
-  r.item = item;
-  r.put_id = put_id;
-  r.charged = allocator_->ClassBytes(size_class);
-  index_.Expect(item.parent);  // first: the room must not come from the parent
-  absl::StatusOr<Extent> extent = Reserve(session->tenant, size_class, r.charged, item.key, now);
-  if (!extent.ok()) {
-    index_.Unexpect(item.parent);
-    return extent.status();
-  }
-  r.extent = *extent;
-  r.started = now;
-  r.expires = now + options_.put_ttl;
-  reserved_bytes_.fetch_add(r.charged, std::memory_order_relaxed);
-  session->started[{item.key, put_id}] = r.extent.generation;
-  session->reservations[r.extent.generation] = r;
-  return r;
+  *offset = r.extent.offset;
+  *generation = r.extent.generation;
+  return absl::OkStatus();
+}
+
+bool KvNode::Charge(Tenant* tenant, uint64_t bytes) {
+  const uint64_t used = tenant->used_bytes.fetch_add(bytes, std::memory_order_relaxed) + bytes;
+  if (options_.tenant_quota_bytes == 0 || used <= options_.tenant_quota_bytes) return true;
+  tenant->used_bytes.fetch_sub(bytes, std::memory_order_relaxed);
+  return false;
 }
 
 absl::StatusOr<Extent> KvNode::Reserve(Tenant* tenant, uint32_t size_class, uint64_t bytes,
-                                       const BlockKey& key, Time now) {
+                                       const StoredKey& owner, Time now) {
   const uint64_t quota = options_.tenant_quota_bytes;
   tenant->used_bytes.fetch_add(bytes, std::memory_order_relaxed);
   absl::Status refused;
@@ -124,10 +176,15 @@ absl::StatusOr<Extent> KvNode::Reserve(Tenant* tenant, uint32_t size_class, uint
                        " bytes is full of blocks that may not be evicted"));
       break;
     }
-    if (const std::optional<Extent> extent = allocator_->Allocate(size_class, key);
+    if (const std::optional<Extent> extent = AllocateOne(allocator_.get(), size_class, owner);
         extent.has_value())
       return *extent;
-    if (!MakeRoom(size_class, now)) break;
+    if (MakeRoom(size_class, now)) continue;
+    const std::optional<Extent> larger = allocator_->AllocateLarger(size_class, owner);
+    if (!larger.has_value()) break;
+    if (Charge(tenant, allocator_->ClassBytes(larger->size_class) - bytes)) return *larger;
+    allocator_->Free(*larger);
+    break;
   }
   tenant->used_bytes.fetch_sub(bytes, std::memory_order_relaxed);
   if (!refused.ok()) return refused;
@@ -202,7 +259,7 @@ absl::Status KvNode::EndOne(Session* session, const kv::PutEndItem& item, Time n
     const auto it = session->reservations.find(item.generation);
     if (it == session->reservations.end() || it->second.item.key != item.key) {
       // A repeated PutEnd, or another writer was first: equal keys mean equal bytes.
-      if (index_.Contains(item.key, now)) return absl::OkStatus();
+      if (index_.Contains(session->Own(item.key), now)) return absl::OkStatus();
       return absl::NotFoundError(
           "no such reservation: it expired, was revoked, or the session ended");
     }
@@ -242,8 +299,8 @@ absl::Status KvNode::CheckAndInsert(Session* session, const Reservation& r,
   }
   auto block = std::make_unique<Block>();
   block->key_hash = r.item.key.Prefix64();
-  block->key = r.item.key;
-  block->parent = r.item.parent;
+  block->key = session->Own(r.item.key);
+  block->parent = session->Own(r.item.parent);
   block->kind = r.item.kind;
   block->size = r.item.size;
   block->charged = r.charged;
@@ -331,7 +388,7 @@ void KvNode::Forget(Session* session, const Reservation& r) {
 
 void KvNode::Abandon(Session* session, const Reservation& r, bool drained) {
   Forget(session, r);
-  index_.Unexpect(r.item.parent);
+  index_.Unexpect(session->Own(r.item.parent));
   if (drained) return FreeExtent(r.extent, session->tenant, r.charged);
   MutexLock lock(quarantine_mu_);
   quarantined_bytes_ += r.charged;

@@ -32,7 +32,7 @@ void LocalStub::ReadBlocks(uint64_t session_id, std::vector<ReadTarget> targets,
 }
 
 void LocalStub::WriteBlocks(uint64_t session_id, std::vector<WriteSource> sources, Time deadline,
-                            WriteDone done) {
+                            CallCanceller* canceller, WriteDone done) {
   WriteErrors errors;
   for (const WriteSource& s : sources) {
     for (uint64_t at = 0; at < s.data.size(); at += kv::kMaxChunkBytes) {

@@ -14,7 +14,7 @@ class LocalStub final : public KvStub {
   void ReadBlocks(uint64_t session_id, std::vector<ReadTarget> targets, Time deadline,
                   ReadDone done) override;
   void WriteBlocks(uint64_t session_id, std::vector<WriteSource> sources, Time deadline,
-                   WriteDone done) override;
+                   CallCanceller* canceller, WriteDone done) override;
 
  private:
   KvNode* const node_;

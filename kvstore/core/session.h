@@ -34,6 +34,8 @@ struct Session {
   const uint64_t id;
   const std::string name;
   Tenant* const tenant;
+  // What a key means in this session.
+  StoredKey Own(const BlockKey& key) const { return {tenant->id, key}; }
 
   // Taken before any lock of index or allocator, never while holding one.
   Mutex mu;

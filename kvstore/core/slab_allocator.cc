@@ -1,6 +1,16 @@
+// Locks. Nearly all traffic is a few sizes, so a lock per size class alone would be nearly one for
+// the process: batches take it once. What a slab holds belongs to the class that it serves and is
+// guarded by that class's lock; only a slab that changes its class passes through the list of idle
+// ones. Classes are never removed, so finding a size's class takes no lock once it is there.
+//
+// Order: drain, class, idle; a second class never.
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
+#include <memory>
+#include <utility>
+#include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
@@ -14,6 +24,7 @@ constexpr uint64_t kAlign = 128;
 constexpr int kExactAfter = 32;      // requests before a size gets its own class
 constexpr size_t kMaxExact = 32;     // classes of that sort; the arena cannot be split without end
 constexpr size_t kMaxCounted = 256;  // sizes whose requests are counted
+constexpr size_t kMaxClasses = 2 * 64 + kMaxExact;  // two of each power of two, and the exact ones
 constexpr uint32_t kNone = UINT32_MAX;
 
 uint64_t RoundUp(uint64_t size) {
@@ -26,12 +37,50 @@ uint64_t GeometricBytes(uint64_t size) {
   return power / 4 * 3 >= size && power > 256 ? power / 4 * 3 : power;
 }
 
+struct Slot {
+  uint64_t generation = 0;  // 0: free
+  StoredKey owner;
+};
+
+struct Slab {
+  uint32_t partial_at = kNone;  // position in its class's `partial`
+  int failed_drains = 0;
+  std::vector<uint32_t> free;
+  std::vector<Slot> slots;
+  size_t used() const { return slots.size() - free.size(); }
+};
+
+struct SizeClass {
+  explicit SizeClass(uint64_t extent_bytes) : bytes(extent_bytes) {}
+
+  Slab& slab(uint32_t index) REQUIRES(mu) { return slabs.find(index)->second; }
+  void EnterPartial(uint32_t index) REQUIRES(mu) {
+    slab(index).partial_at = partial.size();
+    partial.push_back(index);
+  }
+  void LeavePartial(uint32_t index) REQUIRES(mu) {
+    const uint32_t at = slab(index).partial_at;
+    slab(partial.back()).partial_at = at;
+    partial[at] = partial.back();
+    partial.pop_back();
+    slab(index).partial_at = kNone;
+  }
+
+  const uint64_t bytes;
+  Mutex mu;
+  absl::flat_hash_map<uint32_t, Slab> slabs GUARDED_BY(mu);  // those that serve this class
+  std::vector<uint32_t> partial
+      GUARDED_BY(mu);  // with a free extent, but for the one being drained
+  uint64_t free_extents GUARDED_BY(mu) = 0;
+  uint32_t draining GUARDED_BY(mu) = kNone;
+};
+
 class SlabAllocator final : public BlockAllocator {
  public:
-  SlabAllocator(uint64_t arena_bytes, uint64_t slab_bytes) : slab_bytes_(slab_bytes) {
-    slabs_.resize(arena_bytes / slab_bytes);
-    for (uint32_t i = slabs_.size(); i > 0; --i) idle_.push_back(i - 1);
-    capacity_ = slabs_.size() * slab_bytes;
+  SlabAllocator(uint64_t arena_bytes, uint64_t slab_bytes)
+      : slab_bytes_(slab_bytes), capacity_(arena_bytes / slab_bytes * slab_bytes) {
+    MutexLock lock(idle_mu_);
+    for (uint32_t i = capacity_ / slab_bytes; i > 0; --i) idle_.push_back(i - 1);
   }
 
   uint64_t max_bytes() const override { return slab_bytes_; }
@@ -42,8 +91,10 @@ class SlabAllocator final : public BlockAllocator {
           absl::StrCat("block of ", size, " bytes: expected 1..", slab_bytes_));
     }
     const uint64_t rounded = RoundUp(size);
-    MutexLock lock(mu_);
-    if (const auto it = class_of_.find(rounded); it != class_of_.end()) return it->second;
+    const uint64_t geometric = std::min(GeometricBytes(rounded), slab_bytes_);
+    if (const uint32_t found = FindClass(rounded); found != kNone) return found;
+    MutexLock lock(classes_mu_);
+    if (const uint32_t found = FindClass(rounded); found != kNone) return found;
     if (exact_ < kMaxExact) {
       if (requests_.size() >= kMaxCounted)
         requests_.clear();  // start over: only frequent sizes matter
@@ -53,167 +104,180 @@ class SlabAllocator final : public BlockAllocator {
         return AddClass(rounded);
       }
     }
-    const uint64_t bytes = std::min(GeometricBytes(rounded), slab_bytes_);
-    const auto it = class_of_.find(bytes);
-    return it != class_of_.end() ? it->second : AddClass(bytes);
+    const uint32_t found = FindClass(geometric);
+    return found != kNone ? found : AddClass(geometric);
   }
 
-  uint64_t ClassBytes(uint32_t size_class) const override {
-    MutexLock lock(mu_);
-    return classes_[size_class].bytes;
+  uint64_t ClassBytes(uint32_t size_class) const override { return classes_[size_class]->bytes; }
+
+  size_t Allocate(uint32_t size_class, absl::Span<const StoredKey> owners, Extent* out) override {
+    SizeClass& c = *classes_[size_class];
+    MutexLock lock(c.mu);
+    size_t n = 0;
+    for (; n < owners.size() && (!c.partial.empty() || TakeIdleSlab(&c)); ++n)
+      out[n] = Take(&c, size_class, owners[n]);
+    return n;
   }
 
-  std::optional<Extent> Allocate(uint32_t size_class, const BlockKey& owner) override {
-    MutexLock lock(mu_);
-    SizeClass& c = classes_[size_class];
-    if (c.partial.empty()) {
-      if (idle_.empty()) return std::nullopt;
-      Assign(size_class, idle_.back());
-      idle_.pop_back();
+  std::optional<Extent> AllocateLarger(uint32_t size_class, const StoredKey& owner) override {
+    const uint64_t wanted = ClassBytes(size_class);
+    std::vector<std::pair<uint64_t, uint32_t>> larger;  // smallest first
+    for (uint32_t k = 0, n = num_classes(); k < n; ++k) {
+      const uint64_t bytes = ClassBytes(k);
+      if (bytes > wanted && bytes <= 2 * wanted) larger.emplace_back(bytes, k);
     }
-    const uint32_t index = c.partial.back();
-    Slab& slab = slabs_[index];
-    const uint32_t slot = slab.free.back();
-    slab.free.pop_back();
-    slab.slots[slot] = {++generation_, owner};
-    --c.free_extents;
-    used_ += c.bytes;
-    if (slab.free.empty()) LeavePartial(index);
-    return Extent{index * slab_bytes_ + slot * c.bytes, generation_, size_class};
+    std::sort(larger.begin(), larger.end());
+    for (const auto& [bytes, k] : larger) {
+      SizeClass& c = *classes_[k];
+      MutexLock lock(c.mu);
+      if (!c.partial.empty()) return Take(&c, k, owner);
+    }
+    return std::nullopt;
   }
 
   void Free(const Extent& extent) override {
-    MutexLock lock(mu_);
+    SizeClass& c = *classes_[extent.size_class];
     const uint32_t index = extent.offset / slab_bytes_;
-    Slab& slab = slabs_[index];
-    if (slab.size_class != extent.size_class) return;  // freed before, like the next
-    SizeClass& c = classes_[slab.size_class];
+    MutexLock lock(c.mu);
+    const auto it = c.slabs.find(index);
+    if (it == c.slabs.end()) return;  // freed before, like the next
+    Slab& slab = it->second;
     const uint32_t slot = extent.offset % slab_bytes_ / c.bytes;
     if (slab.slots[slot].generation != extent.generation) return;
     slab.slots[slot] = {};
     slab.free.push_back(slot);
-    if (index != draining_) slab.failed_drains = 0;
+    if (index != c.draining) slab.failed_drains = 0;
     ++c.free_extents;
-    used_ -= c.bytes;
-    if (slab.free.size() == slab.slots.size()) {
-      Unassign(index);
-    } else if (slab.partial_at == kNone && index != draining_) {
-      EnterPartial(index);
+    used_.fetch_sub(c.bytes, std::memory_order_relaxed);
+    if (slab.used() == 0) {
+      GiveBack(&c, index);
+    } else if (slab.partial_at == kNone && index != c.draining) {
+      c.EnterPartial(index);
     }
   }
 
   AllocatorUsage usage() const override {
-    MutexLock lock(mu_);
-    return {capacity_, used_, idle_.size() * slab_bytes_};
+    MutexLock lock(idle_mu_);
+    return {capacity_, used_.load(std::memory_order_relaxed), idle_.size() * slab_bytes_};
   }
 
   std::vector<DrainItem> BeginDrain(uint32_t for_class) override {
-    MutexLock lock(mu_);
+    MutexLock drain_lock(drain_mu_);
     std::vector<DrainItem> items;
-    if (draining_ != kNone) return items;
-    uint32_t best = kNone;
-    for (uint32_t k = 0; k < classes_.size(); ++k) {
-      const SizeClass& c = classes_[k];
+    if (draining_class_ != kNone) return items;
+    // Slabs that could not be emptied (a pinned block) come last until something in them is freed.
+    std::pair<int, uint64_t> least;
+    uint32_t best = kNone, best_class = kNone;
+    for (uint32_t k = 0, n = num_classes(); k < n; ++k) {
+      SizeClass& c = *classes_[k];
+      MutexLock lock(c.mu);
       if (k == for_class || c.free_extents < slab_bytes_ / c.bytes) continue;
       for (uint32_t index : c.partial) {
-        if (best == kNone || DrainCost(index) < DrainCost(best)) best = index;
+        const Slab& s = c.slab(index);
+        const std::pair<int, uint64_t> cost = {s.failed_drains, s.used() * c.bytes};
+        if (best != kNone && cost >= least) continue;
+        least = cost;
+        best = index;
+        best_class = k;
       }
     }
     if (best == kNone) return items;
-    draining_ = best;
-    const Slab& slab = slabs_[best];
-    const uint64_t bytes = classes_[slab.size_class].bytes;
+    SizeClass& c = *classes_[best_class];
+    MutexLock lock(c.mu);
+    const auto it = c.slabs.find(best);
+    if (it == c.slabs.end() || it->second.partial_at == kNone)
+      return items;  // another thread emptied or filled it meanwhile
+    const Slab& slab = it->second;
     for (uint32_t slot = 0; slot < slab.slots.size(); ++slot) {
       if (slab.slots[slot].generation == 0) continue;
       items.push_back(
           {slab.slots[slot].owner,
-           {best * slab_bytes_ + slot * bytes, slab.slots[slot].generation, slab.size_class}});
+           {best * slab_bytes_ + slot * c.bytes, slab.slots[slot].generation, best_class}});
     }
-    LeavePartial(best);
+    c.LeavePartial(best);
+    c.draining = best;
+    draining_class_ = best_class;
     return items;
   }
 
   void EndDrain() override {
-    MutexLock lock(mu_);
-    if (draining_ == kNone) return;  // it became idle
-    const uint32_t index = draining_;
-    draining_ = kNone;
-    ++slabs_[index].failed_drains;
-    if (!slabs_[index].free.empty()) EnterPartial(index);
+    MutexLock drain_lock(drain_mu_);
+    if (draining_class_ == kNone) return;
+    SizeClass& c = *classes_[draining_class_];
+    draining_class_ = kNone;
+    MutexLock lock(c.mu);
+    const uint32_t index = std::exchange(c.draining, kNone);
+    if (index == kNone) return;  // it became idle
+    Slab& slab = c.slab(index);
+    ++slab.failed_drains;
+    if (!slab.free.empty()) c.EnterPartial(index);
   }
 
  private:
-  struct Slot {
-    uint64_t generation = 0;  // 0: free
-    BlockKey owner;
-  };
-  struct Slab {
-    uint32_t size_class = kNone;
-    uint32_t partial_at = kNone;  // position in its class's `partial`
-    int failed_drains = 0;
-    std::vector<uint32_t> free;
-    std::vector<Slot> slots;
-  };
-  struct SizeClass {
-    uint64_t bytes = 0;
-    uint64_t free_extents = 0;
-    std::vector<uint32_t> partial;  // slabs with a free extent, none of them being drained
-  };
-
-  uint32_t AddClass(uint64_t bytes) REQUIRES(mu_) {
-    classes_.push_back({.bytes = bytes, .free_extents = 0, .partial = {}});
-    return class_of_[bytes] = classes_.size() - 1;
+  uint32_t num_classes() const { return num_classes_.load(std::memory_order_acquire); }
+  uint32_t FindClass(uint64_t bytes) const {
+    for (uint32_t k = 0, n = num_classes(); k < n; ++k) {
+      if (classes_[k]->bytes == bytes) return k;
+    }
+    return kNone;
   }
-  // Slabs that could not be emptied (a pinned block) come last until something in them is freed.
-  std::pair<int, uint64_t> DrainCost(uint32_t index) const REQUIRES(mu_) {
-    const Slab& s = slabs_[index];
-    return {s.failed_drains, (s.slots.size() - s.free.size()) * classes_[s.size_class].bytes};
+  uint32_t AddClass(uint64_t bytes) REQUIRES(classes_mu_) {
+    const uint32_t k = num_classes();
+    classes_[k] = std::make_unique<SizeClass>(bytes);
+    num_classes_.store(k + 1, std::memory_order_release);
+    return k;
   }
-  void EnterPartial(uint32_t index) REQUIRES(mu_) {
-    std::vector<uint32_t>& partial = classes_[slabs_[index].size_class].partial;
-    slabs_[index].partial_at = partial.size();
-    partial.push_back(index);
+  // The class has a partial slab.
+  Extent Take(SizeClass* c, uint32_t size_class, const StoredKey& owner) REQUIRES(c->mu) {
+    const uint32_t index = c->partial.back();
+    Slab& slab = c->slab(index);
+    const uint32_t slot = slab.free.back();
+    slab.free.pop_back();
+    const uint64_t generation = generation_.fetch_add(1, std::memory_order_relaxed) + 1;
+    slab.slots[slot] = {generation, owner};
+    --c->free_extents;
+    used_.fetch_add(c->bytes, std::memory_order_relaxed);
+    if (slab.free.empty()) c->LeavePartial(index);
+    return Extent{index * slab_bytes_ + slot * c->bytes, generation, size_class};
   }
-  void LeavePartial(uint32_t index) REQUIRES(mu_) {
-    std::vector<uint32_t>& partial = classes_[slabs_[index].size_class].partial;
-    const uint32_t at = slabs_[index].partial_at;
-    slabs_[partial.back()].partial_at = at;
-    partial[at] = partial.back();
-    partial.pop_back();
-    slabs_[index].partial_at = kNone;
-  }
-  void Assign(uint32_t size_class, uint32_t index) REQUIRES(mu_) {
-    Slab& slab = slabs_[index];
-    const uint32_t count = slab_bytes_ / classes_[size_class].bytes;
-    slab.size_class = size_class;
-    slab.failed_drains = 0;
-    slab.slots.assign(count, {});
-    slab.free.clear();
+  bool TakeIdleSlab(SizeClass* c) REQUIRES(c->mu) {
+    uint32_t index;
+    {
+      MutexLock lock(idle_mu_);
+      if (idle_.empty()) return false;
+      index = idle_.back();
+      idle_.pop_back();
+    }
+    const uint32_t count = slab_bytes_ / c->bytes;
+    Slab& slab = c->slabs[index];
+    slab.slots.resize(count);
     for (uint32_t i = count; i > 0; --i) slab.free.push_back(i - 1);
-    classes_[size_class].free_extents += count;
-    EnterPartial(index);
+    c->free_extents += count;
+    c->EnterPartial(index);
+    return true;
   }
-  void Unassign(uint32_t index) REQUIRES(mu_) {
-    Slab& slab = slabs_[index];
-    if (slab.partial_at != kNone) LeavePartial(index);
-    classes_[slab.size_class].free_extents -= slab.slots.size();
-    slab.size_class = kNone;
-    if (draining_ == index) draining_ = kNone;
+  void GiveBack(SizeClass* c, uint32_t index) REQUIRES(c->mu) {
+    if (c->slab(index).partial_at != kNone) c->LeavePartial(index);
+    c->free_extents -= c->slab(index).slots.size();
+    c->slabs.erase(index);
+    if (c->draining == index) c->draining = kNone;
+    MutexLock lock(idle_mu_);
     idle_.push_back(index);
   }
 
   const uint64_t slab_bytes_;
-  uint64_t capacity_ = 0;
-  mutable Mutex mu_;
-  std::vector<Slab> slabs_ GUARDED_BY(mu_);
-  std::vector<uint32_t> idle_ GUARDED_BY(mu_);
-  std::vector<SizeClass> classes_ GUARDED_BY(mu_);
-  absl::flat_hash_map<uint64_t, uint32_t> class_of_ GUARDED_BY(mu_);
-  absl::flat_hash_map<uint64_t, int> requests_ GUARDED_BY(mu_);
-  size_t exact_ GUARDED_BY(mu_) = 0;
-  uint64_t generation_ GUARDED_BY(mu_) = 0;
-  uint64_t used_ GUARDED_BY(mu_) = 0;
-  uint32_t draining_ GUARDED_BY(mu_) = kNone;
+  const uint64_t capacity_;
+  // Written under classes_mu_, each before num_classes_ says that it is there.
+  std::array<std::unique_ptr<SizeClass>, kMaxClasses> classes_;
+  std::atomic<uint32_t> num_classes_{0};
+  std::atomic<uint64_t> generation_{0}, used_{0};
+  Mutex classes_mu_;
+  absl::flat_hash_map<uint64_t, int> requests_ GUARDED_BY(classes_mu_);
+  size_t exact_ GUARDED_BY(classes_mu_) = 0;
+  mutable Mutex idle_mu_;
+  std::vector<uint32_t> idle_ GUARDED_BY(idle_mu_);
+  Mutex drain_mu_;
+  uint32_t draining_class_ GUARDED_BY(drain_mu_) = kNone;
 };
 
 }  // namespace

@@ -27,13 +27,14 @@ class FaultyStub final : public KvStub {
                        [v, done = std::move(done)](absl::Status) { done(v.status); });
   }
   void WriteBlocks(uint64_t session_id, std::vector<WriteSource> sources, Time deadline,
-                   WriteDone done) override {
+                   CallCanceller* canceller, WriteDone done) override {
     const StubFaults::Verdict v = faults_->Next();
     if (v.kind == StubFault::kRefuse) return done(v.status);
     if (v.kind == StubFault::kNone)
-      return inner_->WriteBlocks(session_id, std::move(sources), deadline, std::move(done));
+      return inner_->WriteBlocks(session_id, std::move(sources), deadline, canceller,
+                                 std::move(done));
     inner_->WriteBlocks(
-        session_id, std::move(sources), deadline,
+        session_id, std::move(sources), deadline, canceller,
         [v, done = std::move(done)](absl::StatusOr<WriteErrors>) { done(v.status); });
   }
 

@@ -3,6 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <functional>
+#include <thread>
+
 #include "absl/strings/str_cat.h"
 #include "client_support.h"
 #include "kvstore/metrics.h"
@@ -141,6 +144,74 @@ TEST_P(DataPathTest, LayersAreFetchedOneByOne) {
   EXPECT_EQ(c.client->Get({{specs[1].key, specs[1].placement, half}}, Soon(), nullptr)[0].code(),
             absl::StatusCode::kInvalidArgument);
   for (const KvNodeStats& s : c.client->Stats(Soon())) EXPECT_EQ(s.pinned_bytes, 0u);
+}
+
+void Await(const std::function<bool()>& condition) {
+  const Time deadline = Soon();
+  while (!condition()) {
+    ASSERT_LT(SteadyClock::Get()->Now(), deadline) << "waited in vain";
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
+TEST(ServerTest, BytesAreStreamedAsTheyAreWritten) {
+  Cluster c;
+  c.StartClient(Path::kGrpc, {c.StartServer(Path::kGrpc)}, Path::kGrpc);
+  const std::vector<BlockSpec> specs = SpecsOf(Chain(9, 2), kSize);
+  Buffer buffer(nullptr, kSize);
+  KvNodeMetrics metrics(&c.registry);
+  {
+    auto batch = c.client->StartPut(specs, Soon());
+    ASSERT_TRUE(batch.ok());
+    for (uint64_t at : {uint64_t{0}, kSize / 2}) {
+      const LocalPiece piece{at, kSize / 2, buffer.data() + at};
+      (*batch)->Write(0, absl::MakeConstSpan(&piece, 1));
+    }
+    Await([&] { return metrics.stream_bytes.With({"write"}).value() >= kSize; });
+    const LocalPiece whole{0, kSize, buffer.data()};  // perhaps still under way when the batch goes
+    (*batch)->Write(1, absl::MakeConstSpan(&whole, 1));
+  }
+  // Nobody waits for the answer to the revocation.
+  Await([&] { return c.client->Stats(Soon())[0].used_bytes == 0; });
+}
+
+TEST(ServerTest, TenantsAreSeparateOverTheWire) {
+  Cluster c;
+  const std::vector<std::string> nodes = {c.StartServer(Path::kGrpc)};
+  const std::vector<BlockSpec> specs = SpecsOf(Chain(10, 3), kSize);
+  const std::vector<BlockKey> chain = Chain(10, 3);
+  Buffer buffer(nullptr, 3 * kSize);
+  KvClientOptions o;
+  o.nodes = nodes;
+  o.tenant = "A";
+  const auto a = KvClient::Create(o);
+  o.tenant = "B";
+  const auto b = KvClient::Create(o);
+  ASSERT_TRUE(a.ok() && b.ok());
+  ASSERT_TRUE(AllOk(PutAll(a->get(), specs, buffer.data())));
+  EXPECT_EQ(*(*a)->Match(chain, Soon()), 3u);
+  EXPECT_EQ(*(*b)->Match(chain, Soon()), 0u);
+  EXPECT_EQ((*b)->Get(RequestsOf(specs, buffer.data()), Soon(), nullptr)[0].code(),
+            absl::StatusCode::kNotFound);
+  ASSERT_TRUE((*b)->Erase({chain[0]}, {PlacementOf(chain, 0)}, Soon()).ok());
+  EXPECT_EQ(*(*a)->Match(chain, Soon()), 3u);
+}
+
+TEST(ServerTest, ANodeThatComesBackIsFoundAgain) {
+  Cluster c;
+  const std::string node = c.StartServer(Path::kGrpc);
+  c.StartClient(Path::kGrpc, {node}, Path::kGrpc);
+  const std::vector<BlockSpec> specs = SpecsOf(Chain(11, 2), kSize);
+  Buffer buffer(nullptr, 2 * kSize);
+  ASSERT_TRUE(AllOk(PutAll(c.client.get(), specs, buffer.data())));
+  c.servers.clear();
+  Await([&] { return !c.client->Stats(Soon())[0].reachable; });
+  KvStoreServerOptions o;
+  o.listen = node;
+  ASSERT_EQ(c.StartServer(Path::kGrpc, o), node);
+  Await([&] { return c.client->Stats(Soon())[0].reachable; });
+  EXPECT_EQ(*c.client->Match({specs[0].key}, Soon()), 0u) << "its memory is new";
+  ASSERT_TRUE(AllOk(PutAll(c.client.get(), specs, buffer.data())));
 }
 
 TEST(ServerTest, AClientWhoseTransportDiffersFallsBackLoudly) {
