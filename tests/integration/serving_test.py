@@ -1,6 +1,7 @@
 """A cluster under use: prefix hits, lanes, cancellation, overload, bad input, killed processes, eviction, corruption."""
+import os
 import signal
-import time
+import subprocess
 import unittest
 
 from cluster import Cluster, ClusterTest, GenerateError, tokens, words
@@ -111,13 +112,22 @@ class KilledPrefillWorker(ClusterTest):
 class SmallStore(ClusterTest):
     options = dict(capacity="16MiB")
 
-    def test_eviction_under_pressure(self):
+    def test_pinned_blocks_survive_eviction_under_pressure(self):
+        node = self.cluster["kvstore-0"]
+        reader = subprocess.Popen([os.environ["OSCARKV_PINNED_READER"], node.address, "64", "65536"], stdin=subprocess.PIPE,
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.addCleanup(reader.kill)
+        self.assertEqual(reader.stdout.readline(), "pinned\n")
         for i in range(6):
             answer = self.cluster.generate(words(1200, 1500 * i), "--max-tokens", 4)
             self.assertEqual(answer["usage"]["generated_tokens"], 4)
-        node = self.cluster["kvstore-0"]
         self.assertGreater(node.metric("oscarkv_kvstore_evictions_total"), 0)
         self.assertLessEqual(node.metric("oscarkv_kvstore_bytes"), 16 << 20)
+        self.assertGreaterEqual(node.metric("oscarkv_kvstore_pins"), 64)
+        out, err = reader.communicate("read\n", timeout=30)
+        self.assertEqual(out, "intact\n", err)
+        self.assertEqual(reader.returncode, 0, err)
+        self.cluster.wait_for("no pins", lambda: node.metric("oscarkv_kvstore_pins") == 0, timeout=10)
 
 
 class Quota(ClusterTest):
