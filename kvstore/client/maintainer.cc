@@ -31,7 +31,7 @@ Maintainer::~Maintainer() {
   Stop();
 }
 
-void Maintainer::Start(std::vector<NodeConnection*> connections) {
+void Maintainer::Start(const std::vector<NodeConnection*>& connections) {
   for (NodeConnection* c : connections) states_.push_back({.connection = c});
   thread_ = std::thread([this] { Run(); });
 }
@@ -251,7 +251,7 @@ void Maintainer::CloseLink(const LinkPtr& link, CallBarrier* answered) {
   // Now nothing of ours writes there any more: the node may reuse at once what we had reserved.
   if (answered != nullptr) answered->Add();
   link->stub->Call(kv::CloseSessionRequest{link->grant.session_id}, Now() + kGoodbyeTimeout,
-                   [answered](absl::StatusOr<kv::KvResponse>) {
+                   [answered](const absl::StatusOr<kv::KvResponse>&) {
                      if (answered != nullptr) answered->Done();
                    });
 }

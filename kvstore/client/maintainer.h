@@ -19,7 +19,7 @@ class Maintainer {
   ~Maintainer();
 
   // Starts the thread; the connections outlive this object.
-  void Start(std::vector<NodeConnection*> connections);
+  void Start(const std::vector<NodeConnection*>& connections);
   void Wake();
   // Until every node was tried once or `deadline` passed.
   void WaitFirstRound(Time deadline);

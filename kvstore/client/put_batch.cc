@@ -250,7 +250,7 @@ void PutBatchImpl::RevokeOpen(Node* node) {
   request.drained = true;
   // Nobody waits: if it does not arrive, the reservation expires.
   node->link->stub->Call(std::move(request), Now() + kCleanupTimeout,
-                         [](absl::StatusOr<kv::KvResponse>) {});
+                         [](const absl::StatusOr<kv::KvResponse>&) {});
 }
 
 PutBatchImpl::~PutBatchImpl() {

@@ -235,7 +235,7 @@ std::unique_ptr<Block> BlockIndex::TakeOut(Shard& shard, const StoredKey& key) {
   Count(*block, -1);
   if (block->pins == 0) return block;
   block->erased = true;
-  block.release();  // its pins own it now; the last Unpin frees it
+  (void)block.release();  // its pins own it now; the last Unpin frees it
   return nullptr;
 }
 

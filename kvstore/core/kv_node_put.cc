@@ -269,7 +269,7 @@ absl::Status KvNode::EndOne(Session* session, const kv::PutEndItem& item, Time n
     reservation = it->second;
   }
   bool consumed = false;
-  const absl::Status status = CheckAndInsert(session, reservation, item.slices, now, &consumed);
+  absl::Status status = CheckAndInsert(session, reservation, item.slices, now, &consumed);
   MutexLock lock(session->mu);
   const auto it = session->reservations.find(item.generation);
   if (consumed) {
@@ -289,7 +289,7 @@ absl::Status KvNode::CheckAndInsert(Session* session, const Reservation& r,
                                     const kv::SliceTable& slices, Time now, bool* consumed) {
   RETURN_IF_ERROR(CheckSlices(slices, r.item.size));
   if (options_.verify_on_put) {
-    const absl::Status verified = VerifyBytes(r.extent, slices);
+    absl::Status verified = VerifyBytes(r.extent, slices);
     if (!verified.ok()) {
       if (metrics_ != nullptr) metrics_->corrupt.With({"put"}).Increment();
       LogError("put refused: checksum differs",
@@ -308,7 +308,7 @@ absl::Status KvNode::CheckAndInsert(Session* session, const Reservation& r,
   block->slices = std::make_shared<const kv::SliceTable>(slices);
   block->extent = r.extent;
   block->expires = r.item.ttl == Duration(0) ? Time::max() : now + r.item.ttl;
-  const absl::Status inserted = index_.Insert(&block, now);
+  absl::Status inserted = index_.Insert(&block, now);
   *consumed = block == nullptr;  // also when the index took it and threw it out again
   if (!absl::IsAlreadyExists(inserted)) return inserted;
   // The writer finished, so nothing is under way into this copy.
