@@ -69,62 +69,81 @@ constexpr Network<32> ValleyNetwork() {
   return net;
 }
 
-template <auto kNet>
+// The values come with signs: the first kSigned comparators, which see each value once, drop them.
+template <auto kNet, int kSigned = 0>
 __device__ __forceinline__ void ApplyNetwork(uint32_t* v) {
 #pragma unroll
   for (int i = 0; i < kNet.size; ++i) {
     const uint32_t a = v[kNet.comparators[i].high], b = v[kNet.comparators[i].low];
-    v[kNet.comparators[i].high] = MaxMagnitude(a, b);
-    v[kNet.comparators[i].low] = MinMagnitude(a, b);
+    const bool magnitudes = i >= kSigned;
+    v[kNet.comparators[i].high] = magnitudes ? MaxMagnitude(a, b) : MaxOfMagnitudes(a, b);
+    v[kNet.comparators[i].low] = magnitudes ? MinMagnitude(a, b) : MinOfMagnitudes(a, b);
   }
 }
 
-// Per half of the result: the k-th largest of rows g (low) and g + 8 (high), and in *top their
-// largest. n values of a row per register half: 16 or 8.
-template <int k, int n>
-__device__ __forceinline__ uint32_t KthLargest(const uint32_t (&m)[2][n], uint32_t* top) {
-  static_assert(k >= 1 && k <= n);
+// The k largest of two descending lists of `size` (k / 2 <= size <= k), falling and then rising.
+template <int k, int size>
+__device__ __forceinline__ void MergeLargest(const uint32_t* a, const uint32_t* b,
+                                             uint32_t* merged) {
+#pragma unroll
+  for (int i = 0; i < k; ++i) {
+    const int other = k - 1 - i;
+    merged[i] = i >= size ? b[other] : other >= size ? a[i] : MaxMagnitude(a[i], b[other]);
+  }
+}
+
+// Per half of the result: the k-th largest magnitude of rows g (low) and g + 8 (high), and in *top
+// their largest. y may have signs. n registers of a row: 16 or 8. Each list keeps `kept` values: if
+// that is less than k, *exact says whether no list had to give up one of the k largest.
+template <int k, int kept, int n>
+__device__ __forceinline__ uint32_t KthLargest(const uint32_t (&y)[2][n], uint32_t* top,
+                                               bool* exact) {
+  static_assert(k <= 2 * kept && kept <= k && kept <= n);
   constexpr auto kSort = SortNetwork<n>();
   constexpr auto kValley = ValleyNetwork<k>();
   uint32_t sorted[2][n];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
 #pragma unroll
-    for (int i = 0; i < n; ++i) sorted[r][i] = m[r][i];
-    ApplyNetwork<kSort>(sorted[r]);
+    for (int i = 0; i < n; ++i) sorted[r][i] = y[r][i];
+    ApplyNetwork<kSort, n / 2>(sorted[r]);
   }
-  uint32_t a[k], b[k];
+  uint32_t low[kept], high[kept];
 #pragma unroll
-  for (int i = 0; i < k; ++i) {
-    a[i] = LowHalves(sorted[0][i], sorted[1][i]);
-    b[i] = HighHalves(sorted[0][i], sorted[1][i]);
+  for (int i = 0; i < kept; ++i) {
+    low[i] = LowHalves(sorted[0][i], sorted[1][i]);
+    high[i] = HighHalves(sorted[0][i], sorted[1][i]);
   }
+  uint32_t merged[k], a[k], b[k];
+  MergeLargest<k, kept>(low, high, merged);
 #pragma unroll
-  for (int level = 0; level < 3; ++level) {
-    if (level == 2) *top = MaxMagnitude(a[0], b[0]);
-    uint32_t merged[k];
-#pragma unroll
-    for (int i = 0; i < k; ++i) merged[i] = MaxMagnitude(a[i], b[k - 1 - i]);
-    if (level == 2) {
-      uint32_t smallest = merged[0];
-#pragma unroll
-      for (int i = 1; i < k; ++i) smallest = MinMagnitude(smallest, merged[i]);
-      return smallest;
-    }
+  for (int level = 1; level <= 2; ++level) {
     ApplyNetwork<kValley>(merged);
 #pragma unroll
     for (int i = 0; i < k; ++i) {
       a[i] = merged[kValley.order[i]];
-      b[i] = __shfl_xor_sync(~0u, a[i], 1 << level);
+      b[i] = __shfl_xor_sync(kAllLanes, a[i], level);
     }
+    MergeLargest<k, k>(a, b, merged);
   }
-  return 0;  // not reached
+  *top = MaxMagnitude(a[0], b[0]);
+  uint32_t kth = merged[0];
+#pragma unroll
+  for (int i = 1; i < k; ++i) kth = MinMagnitude(kth, merged[i]);
+  *exact = kept == k || MaxMagnitude(kth, MaxMagnitude(low[kept - 1], high[kept - 1])) == kth;
+  return kth;
 }
 
 // The same for any k (1..8 n), bit by bit from the top. k = 0: only *top.
 template <int n>
-__device__ __forceinline__ uint32_t KthLargestByBits(const uint32_t (&m)[2][n], int k,
+__device__ __forceinline__ uint32_t KthLargestByBits(const uint32_t (&y)[2][n], int k,
                                                      uint32_t* top) {
+  uint32_t m[2][n];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+#pragma unroll
+    for (int i = 0; i < n; ++i) m[r][i] = y[r][i] & 0x7fff7fffu;
+  }
   uint32_t largest[2] = {m[0][0], m[1][0]};
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -133,8 +152,8 @@ __device__ __forceinline__ uint32_t KthLargestByBits(const uint32_t (&m)[2][n], 
   }
   uint32_t both =
       MaxMagnitude(LowHalves(largest[0], largest[1]), HighHalves(largest[0], largest[1]));
-  both = MaxMagnitude(both, __shfl_xor_sync(~0u, both, 1));
-  *top = MaxMagnitude(both, __shfl_xor_sync(~0u, both, 2));
+  both = MaxMagnitude(both, __shfl_xor_sync(kAllLanes, both, 1));
+  *top = MaxMagnitude(both, __shfl_xor_sync(kAllLanes, both, 2));
   uint32_t kth = 0;
   if (k == 0) return kth;
 #pragma unroll 1
@@ -146,8 +165,8 @@ __device__ __forceinline__ uint32_t KthLargestByBits(const uint32_t (&m)[2][n], 
     for (int i = 0; i < n; ++i) {
       count += __popc(AtLeastMask(m[0][i], low)) + (__popc(AtLeastMask(m[1][i], high)) << 16);
     }
-    count += __shfl_xor_sync(~0u, count, 1);
-    count += __shfl_xor_sync(~0u, count, 2);
+    count += __shfl_xor_sync(kAllLanes, count, 1);
+    count += __shfl_xor_sync(kAllLanes, count, 2);
     if ((count & 0xffff) >= 16u * k) kth |= bit;
     if (count >> 16 >= 16u * k) kth |= bit << 16;
   }

@@ -27,38 +27,38 @@ namespace {
 constexpr int kBlockRows = 16;  // rows of a warp
 constexpr int kWarps = 4;       // of a warpgroup: kPageTokens / kBlockRows
 constexpr int kStages = 2;
+constexpr int kThreads = 512;  // of a thread block at most: one on each SM, with 128 registers each
+
+// n / divisor for 0 <= n < 2^31 by a multiplication.
+struct Divider {
+  uint32_t factor = 0, shift = 0;
+
+  explicit Divider(uint32_t divisor) {
+    while ((1u << shift) < divisor) ++shift;
+    factor = static_cast<uint32_t>((((uint64_t{1} << shift) - divisor) << 32) / divisor + 1);
+  }
+  __device__ int Divide(int n) const {
+    return static_cast<int>((__umulhi(factor, n) + static_cast<uint32_t>(n)) >> shift);
+  }
+};
 
 struct EncodeParams {
   EncodeBatchArgs args;
-  int kth = 0;    // the clip threshold is the kth largest magnitude; 0: no clip
-  int units = 0;  // blocks * heads
+  Divider heads;
+  int kth;    // the clip threshold is the kth largest magnitude; 0: no clip
+  int units;  // of all thread blocks with one blockIdx.y
+  int run;    // without a transform: token blocks of a unit, 1 or 4
+  // 4^p. Known to the compiler, they would be shifts, which the busiest pipe would have to do.
+  uint32_t powers[4];
 };
 
-// Where one warpgroup's unit, 64 rows of a head, stands.
+// Where a warp's rows, or a warpgroup's, stand.
 struct Unit {
-  int block, head;
-  int64_t row;  // element of its first row
-  int rows;     // that exist; 0: leave out
+  int index = 0;
+  int block = 0, head = 0, token_block = 0;
+  int rows = 0;     // of the block that exist; 0: leave out
+  int64_t row = 0;  // element of the block's first row
 };
-
-__device__ __forceinline__ Unit UnitAt(const EncodeBatchArgs& args, int index, int units) {
-  Unit unit;
-  unit.block = index / args.num_kv_heads;
-  unit.head = index - unit.block * args.num_kv_heads;
-  unit.row = int64_t{kPageTokens} * unit.block * args.row_stride;
-  unit.rows = 0;
-  if (index >= units) return unit;
-  unit.rows = kPageTokens;
-  if (args.row_begin != nullptr) {
-    unit.row = args.row_begin[unit.block];
-    if (unit.row < 0) unit.rows = 0;
-  } else {
-    unit.rows = static_cast<int>(
-        min(int64_t{kPageTokens}, args.num_tokens - int64_t{kPageTokens} * unit.block));
-  }
-  unit.row += unit.head * args.head_stride;
-  return unit;
-}
 
 template <int kD>
 struct Tile {
@@ -70,22 +70,40 @@ struct Tile {
   static constexpr int kCopies = kBlockRows / kRowsPerCopy;
 };
 
+// What stands between the rows as given and y.
+enum class RowMode {
+  kPlain,      // nothing: bf16, no transform
+  kConverted,  // fp16 rounded to bf16; off the profile's path, so only with KthLargestByBits
+  kTransformed
+};
+
+template <int kD, RowMode kMode>
+constexpr int kMatrixBytes = kMode == RowMode::kTransformed
+                                 ? static_cast<int>(PreparedTransformBytes(kD))
+                                 : 0;
+
 // Starts copying the warp's rows; rows that do not exist become zeros.
 template <int kD>
 __device__ __forceinline__ void StartCopy(const EncodeBatchArgs& args, const Unit& unit,
-                                          int token_block, uint32_t stage) {
+                                          uint32_t stage) {
   using T = Tile<kD>;
   const int lane = threadIdx.x % 32;
   const int first = lane / T::kChunks, chunk = lane % T::kChunks;
-  const uint16_t* from = static_cast<const uint16_t*>(args.rows) + unit.row +
-                         (kBlockRows * token_block + first) * args.row_stride + 8 * chunk;
+  const int row = kBlockRows * unit.token_block + first;
+  const uint16_t* from =
+      static_cast<const uint16_t*>(args.rows) + unit.row + row * args.row_stride + 8 * chunk;
+  const int64_t step = T::kRowsPerCopy * args.row_stride;
   const uint32_t to = stage + first * T::kPitch + 16 * chunk;
+  if (unit.rows == kPageTokens) {
 #pragma unroll
-  for (int i = 0; i < T::kCopies; ++i) {
-    const int row = kBlockRows * token_block + first + i * T::kRowsPerCopy;
-    const bool valid = row < unit.rows;
-    CopyAsync16(to + i * T::kRowsPerCopy * T::kPitch,
-                valid ? from + i * T::kRowsPerCopy * args.row_stride : args.rows, valid);
+    for (int i = 0; i < T::kCopies; ++i, from += step)
+      CopyAsync16(to + i * T::kRowsPerCopy * T::kPitch, from, 16);
+    return;
+  }
+#pragma unroll 1
+  for (int i = 0; i < T::kCopies; ++i, from += step) {
+    const bool valid = row + i * T::kRowsPerCopy < unit.rows;
+    CopyAsync16(to + i * T::kRowsPerCopy * T::kPitch, valid ? from : args.rows, valid ? 16 : 0);
   }
 }
 
@@ -95,23 +113,24 @@ __device__ __forceinline__ void LoadFragments(uint32_t stage, uint32_t (&x)[kD /
   const int lane = threadIdx.x % 32;
   const uint32_t at = stage + (lane % 16) * Tile<kD>::kPitch + (lane / 16) * 16;
 #pragma unroll
-  for (int ks = 0; ks < kD / 16; ++ks) LoadMatrices(at + 32 * ks, x[ks]);
+  for (int ks = 0; ks < kD / 16; ++ks) LoadMatrices(x[ks], at + 32 * ks);
 }
 
 // y as pairs of bf16: y[r][nt] holds channels 8 nt + 2 j + e of row g + 8 r.
 template <int kD>
 using Rows = uint32_t[2][kD / 8];
 
-template <int kD, bool kTransform>
-__device__ __forceinline__ void LoadRows(bool fp16, uint32_t stage, uint32_t matrix, Rows<kD>& y) {
+template <int kD, RowMode kMode>
+__device__ __forceinline__ void LoadRows(bool fp16, uint32_t stage, uint32_t matrix, uint32_t lock,
+                                         Rows<kD>& y) {
   uint32_t x[kD / 16][4];
   LoadFragments<kD>(stage, x);
-  if constexpr (kTransform) {
+  if constexpr (kMode == RowMode::kTransformed) {
     float c[kD / 2];
     if (fp16) {
-      Transform<kD, true>(x, matrix, c);
+      Transform<kD, true>(x, matrix, lock, c);
     } else {
-      Transform<kD, false>(x, matrix, c);
+      Transform<kD, false>(x, matrix, lock, c);
     }
 #pragma unroll
     for (int nt = 0; nt < kD / 8; ++nt) {
@@ -122,7 +141,9 @@ __device__ __forceinline__ void LoadRows(bool fp16, uint32_t stage, uint32_t mat
 #pragma unroll
     for (int ks = 0; ks < kD / 16; ++ks) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) y[i % 2][2 * ks + i / 2] = fp16 ? Fp16ToBf16(x[ks][i]) : x[ks][i];
+      for (int i = 0; i < 4; ++i) {
+        y[i % 2][2 * ks + i / 2] = kMode == RowMode::kConverted ? Fp16ToBf16(x[ks][i]) : x[ks][i];
+      }
     }
   }
 }
@@ -130,7 +151,7 @@ __device__ __forceinline__ void LoadRows(bool fp16, uint32_t stage, uint32_t mat
 // The rows to `rotated`, by way of the stage so that whole rows are written.
 template <int kD>
 __device__ __forceinline__ void StoreRows(const EncodeBatchArgs& args, const Unit& unit,
-                                          int token_block, uint8_t* stage, const Rows<kD>& y) {
+                                          uint8_t* stage, const Rows<kD>& y) {
   using T = Tile<kD>;
   const int lane = threadIdx.x % 32, g = lane / 4, j = lane % 4;
   __syncwarp();  // everybody has read the rows that stood here
@@ -147,7 +168,7 @@ __device__ __forceinline__ void StoreRows(const EncodeBatchArgs& args, const Uni
   for (int i = 0; i < T::kCopies; ++i) {
     const int row = first + i * T::kRowsPerCopy;
     const uint4 v = *reinterpret_cast<const uint4*>(stage + row * T::kPitch + 16 * chunk);
-    const int token = kBlockRows * token_block + row;
+    const int token = kBlockRows * unit.token_block + row;
     if (token < unit.rows) {
       *reinterpret_cast<uint4*>(args.rotated + unit.row + token * args.row_stride + 8 * chunk) = v;
     }
@@ -180,87 +201,92 @@ __device__ __forceinline__ void RowRanges(const Rows<kD>& y, uint32_t* largest,
   uint32_t l = MinBf16(LowHalves(lo[0], lo[1]), HighHalves(lo[0], lo[1]));
 #pragma unroll
   for (int lane_mask = 1; lane_mask <= 2; lane_mask *= 2) {
-    h = MaxBf16(h, __shfl_xor_sync(~0u, h, lane_mask));
-    l = MinBf16(l, __shfl_xor_sync(~0u, l, lane_mask));
+    h = MaxBf16(h, __shfl_xor_sync(kAllLanes, h, lane_mask));
+    l = MinBf16(l, __shfl_xor_sync(kAllLanes, l, lane_mask));
   }
   *largest = h;
   *smallest = l;
 }
 
 template <int kD, int kTop, Side kSide>
-__device__ __forceinline__ void Quantise(const Rows<kD>& y, int kth, Codes<kD>* codes) {
+__device__ __forceinline__ void Quantise(const Rows<kD>& y, int kth, const uint32_t (&powers)[4],
+                                         Codes<kD>* codes) {
   const int lane = threadIdx.x % 32, j = lane % 4;
-  uint32_t magnitudes[2][kD / 8];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-#pragma unroll
-    for (int nt = 0; nt < kD / 8; ++nt) magnitudes[r][nt] = y[r][nt] & 0x7fff7fffu;
-  }
   uint32_t top, clips, largest, smallest;
-  if constexpr (kTop > 0) {
-    clips = KthLargest<kTop>(magnitudes, &top);
+  if constexpr (kTop > 8) {
+    // With 7 of each list of 16 kept, fewer than one in 3000 random rows wants more.
+    bool exact;
+    clips = KthLargest<kTop, 7>(y, &top, &exact);
+    if (__any_sync(kAllLanes, !exact)) clips = KthLargest<kTop, kTop>(y, &top, &exact);
+  } else if constexpr (kTop > 0) {
+    bool exact;
+    clips = KthLargest<kTop, kTop>(y, &top, &exact);
   } else {
-    clips = KthLargestByBits(magnitudes, kth, &top);
+    clips = KthLargestByBits(y, kth, &top);
     if (kth == 0) clips = 0x7f807f80u;
   }
   RowRanges<kD>(y, &largest, &smallest);
+  // The clip is at least the smallest |y|, so that each end needs it on its own side only. A NaN
+  // among the clips (of rows that are reported) loses.
+  const float2 hi = UnpackBf16(MinBf16(largest, clips));
+  const float2 lo = UnpackBf16(MaxBf16(smallest, clips ^ 0x80008000u));
 
   // Rows g and g + 8: lane j < 3 finds threshold j + 1 of both; all lanes need all.
-  uint32_t own[2], halves[2][2];
+  const float level = static_cast<float>(min(j, 2)) + 0.5f;
+  uint32_t own[2];
+  RowScale rows[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const auto part = [r](uint32_t x) { return r == 0 ? LowBf16(x) : HighBf16(x); };
-    const float clip = part(clips);
-    // Both ends against both: the clip may be below every |y| of one sign. -0 becomes +0.
-    const float lo = fminf(fmaxf(part(smallest), -clip), clip) + 0.0f;
-    const float hi = fminf(fmaxf(part(largest), -clip), clip);
-    const RowScale row = ScaleOf(lo, hi);
-    codes->clamped[r] = row.clamped;
+    const float low = (r == 0 ? lo.x : lo.y) + 0.0f;  // -0 becomes +0
+    const float high = r == 0 ? hi.x : hi.y;
+    rows[r] = ScaleOf(low, high);
+    codes->clamped[r] = rows[r].clamped;
     codes->nonfinite[r] = (r == 0 ? top & 0xffff : top >> 16) >= 0x7f80;
-    halves[0][r] = __float_as_uint(row.scale);
-    halves[1][r] = __float_as_uint(row.offset);
-    own[r] = __float_as_uint(CodeThreshold(min(j, 2) + 1, row, lo, hi));
+    own[r] = __float_as_uint(0 - CodeThreshold(level, rows[r], low, high));  // never -0
   }
-  codes->scales = PackFp16(__uint_as_float(halves[0][0]), __uint_as_float(halves[0][1]));
-  codes->offsets = PackFp16(__uint_as_float(halves[1][0]), __uint_as_float(halves[1][1]));
+  codes->scales = PackFp16(rows[0].scale, rows[1].scale);
+  codes->offsets = PackFp16(rows[0].offset, rows[1].offset);
   const uint32_t both = HighHalves(own[0], own[1]);
   uint32_t t[2][3];
 #pragma unroll
   for (int i = 0; i < 3; ++i) {
-    const uint32_t threshold = __shfl_sync(~0u, both, (lane & ~3) | i);
+    const uint32_t threshold = __shfl_sync(kAllLanes, both, (lane & ~3) | i);
     t[0][i] = LowHalves(threshold, threshold);
     t[1][i] = HighHalves(threshold, threshold);
   }
 
+  // A code is 3 less the number of its thresholds above y, and y - T is negative where T is above.
+  // Code 4 b + p of a word stands at bits 8 b + 2 p, b being the channel's u for K and the row's r
+  // for V: a byte permutation that spreads signs over bytes gives, from two registers, 255 times
+  // the number of negative differences for four codes. Sums of these stay below 256 a byte once
+  // divided by 255, whose inverse modulo 2^32 is -0x01010101; and 3 - n of two bits is ~n.
 #pragma unroll
   for (int ch = 0; ch < kD / 64; ++ch) {
-    codes->words[ch][0] = codes->words[ch][1] = 0;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
+    for (int word = 0; word < 2; ++word) {
+      uint32_t above = 0;
 #pragma unroll
-      for (int u = 0; u < 2; ++u) {
+      for (int p = 0; p < 4; ++p) {
 #pragma unroll
-        for (int p = 0; p < 4; ++p) {
-          const uint32_t v = y[r][8 * ch + 2 * p + u];
-          const uint32_t bit1 = AtLeastMask(v, t[r][1]);
-          const uint32_t bit0 = AtLeastMask(v, (bit1 & t[r][2]) | (~bit1 & t[r][0]));
-          // K: word of the row, bits by the channel. V: word of the channel, bits by the row.
-          const int word = kSide == Side::kKey ? r : u;
-          const int shift = 8 * (kSide == Side::kKey ? u : r) + 2 * p;
-          codes->words[ch][word] |= CodeBits(bit1, bit0) & (0x00030003u << shift);
+        for (int i = 0; i < 3; ++i) {
+          uint32_t difference[2];
+#pragma unroll
+          for (int b = 0; b < 2; ++b) {
+            const int r = kSide == Side::kKey ? word : b, u = kSide == Side::kKey ? b : word;
+            difference[b] = AddBf16(y[r][8 * ch + 2 * p + u], t[r][i]);
+          }
+          above += SignBytes(difference[0], difference[1]) * powers[p];
         }
       }
-    }
-    if constexpr (kSide == Side::kValue) {
-#pragma unroll
-      for (uint32_t& word : codes->words[ch]) word = Transpose8x8(word);
+      const uint32_t w = above * 0x01010101u - 1;
+      codes->words[ch][word] = kSide == Side::kKey ? w : Transpose8x8(w);
     }
   }
 }
 
 template <int kD, Side kSide>
 __device__ __forceinline__ void StoreCodes(const EncodeBatchArgs& args, const Unit& unit,
-                                           int token_block, const Codes<kD>& codes) {
+                                           const Codes<kD>& codes) {
   const int lane = threadIdx.x % 32, g = lane / 4, j = lane % 4;
   constexpr int kSlotBytes = kD / 8;
   constexpr int kSideIndex = static_cast<int>(kSide);
@@ -268,7 +294,7 @@ __device__ __forceinline__ void StoreCodes(const EncodeBatchArgs& args, const Un
       args.pages +
       (args.page_begin != nullptr ? args.page_begin[unit.block] : unit.block * args.page_stride) +
       unit.head * static_cast<int64_t>(PageHeadBytes(kD));
-  uint8_t* slot = page + kSideIndex * CodesBytes(kD) + token_block * (32 * kSlotBytes) +
+  uint8_t* slot = page + kSideIndex * CodesBytes(kD) + unit.token_block * (32 * kSlotBytes) +
                   Slot(g, j) * kSlotBytes;
   if constexpr (kD == 128) {
     *reinterpret_cast<uint4*>(slot) =
@@ -278,7 +304,7 @@ __device__ __forceinline__ void StoreCodes(const EncodeBatchArgs& args, const Un
   }
   if (j < 2) {  // MetaIndex of rows g and g + 8 are neighbours
     uint8_t* plane = page + MetaOffset(kD) + (2 * kSideIndex + j) * 2 * kPageTokens;
-    *reinterpret_cast<uint32_t*>(plane + 2 * MetaIndex(kBlockRows * token_block + g)) =
+    *reinterpret_cast<uint32_t*>(plane + 2 * MetaIndex(kBlockRows * unit.token_block + g)) =
         j == 0 ? codes.scales : codes.offsets;
   }
 }
@@ -286,15 +312,15 @@ __device__ __forceinline__ void StoreCodes(const EncodeBatchArgs& args, const Un
 // Seldom anything to do: counts rows, each by the first of its four lanes.
 template <int kD>
 __device__ __forceinline__ void Report(const EncodeBatchArgs& args, const Unit& unit,
-                                       int token_block, const Codes<kD>& codes) {
+                                       const Codes<kD>& codes) {
   const int lane = threadIdx.x % 32;
-  if (!__any_sync(
-          ~0u, codes.nonfinite[0] || codes.nonfinite[1] || codes.clamped[0] || codes.clamped[1])) {
+  if (!__any_sync(kAllLanes, codes.nonfinite[0] || codes.nonfinite[1] || codes.clamped[0] ||
+                                 codes.clamped[1])) {
     return;
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    if (lane % 4 != 0 || kBlockRows * token_block + lane / 4 + 8 * r >= unit.rows) continue;
+    if (lane % 4 != 0 || kBlockRows * unit.token_block + lane / 4 + 8 * r >= unit.rows) continue;
     if (codes.nonfinite[r]) {
       if (args.counters != nullptr) atomicAdd(&args.counters->nonfinite_rows, 1ull);
       if (args.block_nonfinite != nullptr) args.block_nonfinite[unit.block] = 1;
@@ -311,76 +337,150 @@ __device__ __forceinline__ void LoadTransform(const EncodeBatchArgs& args, int h
   const uint8_t* from =
       static_cast<const uint8_t*>(args.transform) + head * args.transform_head_stride;
   for (int i = threadIdx.x; i < static_cast<int>(PreparedTransformBytes(kD)) / 16; i += blockDim.x)
-    CopyAsync16(matrix + 16 * i, from + 16 * i);
-  CommitCopies();
-  WaitCopies<0>();
+    CopyAsync16(matrix + 16 * i, from + 16 * i, 16);
+  CopyAsyncCommit();
+  CopyAsyncWait<0>();
   // wgmma reads shared memory through another path than ordinary loads.
 #if OSCARKV_SM90
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  FenceAsyncCopies();
 #endif
   __syncthreads();
 }
 
-// Units of a thread block: with one transform per head, heads are the grid's second dimension, so
-// that a block keeps its matrix. Each warpgroup takes every stride-th unit.
-template <int kD, int kTop, Side kSide, bool kTransform>
-__device__ __forceinline__ void EncodeLoop(const EncodeParams& params, uint8_t* shared) {
+// The units of a thread block, handed out as its warps (with a transform: its warpgroups) ask for
+// them: the scheduler prefers some warps, and with equal shares those would end early.
+//
+// A unit is `run` token blocks of a page-head for a warp; with a transform, all 64 rows for a
+// warpgroup. Units are all of the launch's, block by block and head by head; or, with one transform
+// per head, those of head blockIdx.y.
+template <bool kTransform>
+class Units {
+ public:
+  // `counter` and `slots`: shared memory. A barrier must follow before Next.
+  __device__ Units(const EncodeParams& params, int* counter, int (*slots)[2])
+      : params_(params), counter_(SharedAddress(counter)), slots_(slots[threadIdx.x / 128]) {
+    const int64_t units = params.units;
+    const int begin = static_cast<int>(units * blockIdx.x / gridDim.x);
+    end_ = static_cast<int>(units * (blockIdx.x + 1) / gridDim.x);
+    first_ = begin + threadIdx.x / kThreadsPerUnit;
+    if (threadIdx.x == 0) *counter = begin + blockDim.x / kThreadsPerUnit;
+  }
+  __device__ int end() const { return end_; }
+  __device__ Unit First() const { return At(first_); }
+
+  // What the warp does after `unit`; the index is end() or more when there is nothing.
+  __device__ Unit Next(const Unit& unit) {
+    int index = 0;
+    if constexpr (kTransform) {
+      // A slower warp may still be reading the slot of the last call.
+      parity_ ^= 1;
+      if (threadIdx.x % 128 == 0) slots_[parity_] = Fetch();
+      asm volatile("bar.sync %0, 128;" ::"r"(1 + threadIdx.x / 128) : "memory");
+      index = slots_[parity_];
+    } else {
+      if ((unit.token_block + 1) % params_.run != 0) {
+        Unit next = unit;
+        ++next.token_block;
+        return next;
+      }
+      if (threadIdx.x % 32 == 0) index = Fetch();
+      index = __shfl_sync(kAllLanes, index, 0);
+    }
+    return At(index);
+  }
+
+ private:
+  static constexpr int kThreadsPerUnit = kTransform ? 128 : 32;
+
+  __device__ int Fetch() const {
+    int index;  // atomicAdd would look for other lanes that do the same
+    asm volatile("atom.relaxed.cta.shared::cta.add.s32 %0, [%1], 1;"
+                 : "=r"(index)
+                 : "r"(counter_)
+                 : "memory");
+    return index;
+  }
+
+  __device__ Unit At(int index) const {
+    const EncodeBatchArgs& args = params_.args;
+    Unit unit = {.index = index};
+    if (index >= end_) return unit;
+    int page_head = index;
+    if constexpr (kTransform) {
+      unit.token_block = threadIdx.x / 32 % kWarps;
+    } else if (params_.run < kWarps) {
+      page_head = index / kWarps;
+      unit.token_block = index % kWarps;
+    }
+    if (kTransform && gridDim.y > 1) {
+      unit.block = page_head;
+      unit.head = blockIdx.y;
+    } else {
+      unit.block = params_.heads.Divide(page_head);
+      unit.head = page_head - unit.block * args.num_kv_heads;
+    }
+    unit.rows = kPageTokens;
+    if (args.row_begin != nullptr) {
+      unit.row = args.row_begin[unit.block];
+      if (unit.row < 0) unit.rows = 0;
+    } else {
+      unit.row = unit.block * (kPageTokens * args.row_stride);
+      unit.rows = static_cast<int>(
+          min(int64_t{kPageTokens}, args.num_tokens - int64_t{kPageTokens} * unit.block));
+    }
+    unit.row += unit.head * args.head_stride;
+    return unit;
+  }
+
+  const EncodeParams& params_;
+  uint32_t counter_;
+  int* slots_;
+  int first_, end_, parity_ = 0;
+};
+
+template <int kD, int kTop, Side kSide, RowMode kMode>
+__global__ void __launch_bounds__(kThreads, 1)
+    EncodeKernel(const __grid_constant__ EncodeParams params) {
+  extern __shared__ __align__(1024) uint8_t shared[];
+  __shared__ int counter, slots[kThreads / 128][2];
+  __shared__ uint32_t lock;
+  constexpr bool kTransform = kMode == RowMode::kTransformed;
   const EncodeBatchArgs& args = params.args;
-  const int warp = threadIdx.x / 32, token_block = warp % kWarps;
-  constexpr int kMatrixBytes = kTransform ? static_cast<int>(PreparedTransformBytes(kD)) : 0;
   const uint32_t matrix = SharedAddress(shared);
-  uint8_t* stages = shared + kMatrixBytes + warp * kStages * Tile<kD>::kBytes;
+  uint8_t* stages =
+      shared + kMatrixBytes<kD, kMode> + threadIdx.x / 32 * kStages * Tile<kD>::kBytes;
   const bool fp16 = args.row_type == RowType::kFp16;
-
-  const bool per_head = gridDim.y > 1;
-  if constexpr (kTransform) LoadTransform<kD>(args, blockIdx.y, matrix);
-  const int groups = blockDim.x / 32 / kWarps;
-  const int end = per_head ? args.num_blocks : params.units;
-  const int stride = gridDim.x * groups;
-  const auto unit_at = [&](int i) {
-    if (i >= end) return UnitAt(args, params.units, params.units);
-    return UnitAt(args, per_head ? i * args.num_kv_heads + blockIdx.y : i, params.units);
-  };
-
-  int i = blockIdx.x * groups + warp / kWarps;
-  Unit unit = unit_at(i);
+  Units<kTransform> units(params, &counter, slots);
+  if (threadIdx.x == 0) lock = 0;
+  Unit unit = units.First();
   int stage = 0;
-  StartCopy<kD>(args, unit, token_block, SharedAddress(stages));
-  CommitCopies();
-  for (; i < end; i += stride) {
-    const Unit next = unit_at(i + stride);
-    StartCopy<kD>(args, next, token_block, SharedAddress(stages + (stage ^ 1) * Tile<kD>::kBytes));
-    CommitCopies();
-    WaitCopies<1>();
+  if (unit.rows > 0) StartCopy<kD>(args, unit, SharedAddress(stages));
+  CopyAsyncCommit();
+  if constexpr (kTransform) LoadTransform<kD>(args, blockIdx.y, matrix);
+  __syncthreads();
+  while (unit.index < units.end()) {
+    const Unit next = units.Next(unit);
+    if (next.rows > 0)
+      StartCopy<kD>(args, next, SharedAddress(stages + (stage ^ 1) * Tile<kD>::kBytes));
+    CopyAsyncCommit();
+    CopyAsyncWait<1>();
     __syncwarp();
     uint8_t* at = stages + stage * Tile<kD>::kBytes;
-    if (unit.rows > 0) {  // the same for the four warps
+    if (unit.rows > 0) {  // the same for the warps of a warpgroup
       Rows<kD> y;
-      LoadRows<kD, kTransform>(fp16, SharedAddress(at), matrix, y);
-      if (args.rotated != nullptr) StoreRows<kD>(args, unit, token_block, at, y);
+      LoadRows<kD, kMode>(fp16, SharedAddress(at), matrix, SharedAddress(&lock), y);
+      if (args.rotated != nullptr) StoreRows<kD>(args, unit, at, y);
       Codes<kD> codes;
-      Quantise<kD, kTop, kSide>(y, params.kth, &codes);
+      Quantise<kD, kTop, kSide>(y, params.kth, params.powers, &codes);
       if (args.pages != nullptr && unit.rows == kPageTokens)
-        StoreCodes<kD, kSide>(args, unit, token_block, codes);
-      Report<kD>(args, unit, token_block, codes);
+        StoreCodes<kD, kSide>(args, unit, codes);
+      Report<kD>(args, unit, codes);
     }
     __syncwarp();  // the next copy overwrites this stage
     unit = next;
     stage ^= 1;
   }
-  WaitCopies<0>();
-}
-
-template <bool kTransform>
-constexpr int kThreads = kTransform ? 512 : 256;
-template <bool kTransform>
-constexpr int kBlocksPerSm = kTransform ? 1 : 2;
-
-template <int kD, int kTop, Side kSide, bool kTransform>
-__global__ void __launch_bounds__(kThreads<kTransform>, kBlocksPerSm<kTransform>)
-    EncodeKernel(const __grid_constant__ EncodeParams params) {
-  extern __shared__ __align__(1024) uint8_t shared[];
-  EncodeLoop<kD, kTop, kSide, kTransform>(params, shared);
+  CopyAsyncWait<0>();
 }
 
 // One thread per element of the transposed matrices.
@@ -402,7 +502,7 @@ __global__ void PrepareKernel(RowType type, const float* matrices, uint8_t* prep
 }
 
 struct DeviceLimits {
-  int sms = 0, shared_per_block = 0, shared_per_sm = 0;
+  int sms = 0, shared_per_block = 0;
 };
 
 KernelStatus GetLimits(DeviceLimits* limits) {
@@ -414,46 +514,52 @@ KernelStatus GetLimits(DeviceLimits* limits) {
   };
   get(&limits->sms, cudaDevAttrMultiProcessorCount);
   get(&limits->shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  get(&limits->shared_per_sm, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
   return status;
 }
 
-template <int kD, int kTop, Side kSide, bool kTransform>
-KernelStatus Launch(const EncodeParams& params, cudaStream_t stream) {
+template <int kD, int kTop, Side kSide, RowMode kMode>
+KernelStatus Launch(EncodeParams params, cudaStream_t stream) {
+  constexpr bool kTransform = kMode == RowMode::kTransformed;
   DeviceLimits limits;
   KernelStatus status = GetLimits(&limits);
   if (status != KernelStatus::kOk) return status;
-  constexpr int kMatrixBytes = kTransform ? static_cast<int>(PreparedTransformBytes(kD)) : 0;
   constexpr int kGroupBytes = kWarps * kStages * Tile<kD>::kBytes;
-  const auto kernel = EncodeKernel<kD, kTop, kSide, kTransform>;
+  constexpr int kStaticBytes = 1024;  // less, rounded up to the alignment of the dynamic part
+  const auto kernel = EncodeKernel<kD, kTop, kSide, kMode>;
   // As many warpgroups as fit; one where shared memory is small (sm_86: 99 KB).
-  const int room = (limits.shared_per_block - kMatrixBytes) / kGroupBytes;
-  const int groups = min(kThreads<kTransform> / 128, room);
+  const int room = (limits.shared_per_block - kMatrixBytes<kD, kMode> - kStaticBytes) / kGroupBytes;
+  const int groups = min(kThreads / 128, room);
   if (groups < 1) return KernelStatus::kUnsupported;
-  const int bytes = kMatrixBytes + groups * kGroupBytes;
+  const int bytes = kMatrixBytes<kD, kMode> + groups * kGroupBytes;
   status = Check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
                  "cudaFuncSetAttribute");
   if (status != KernelStatus::kOk) return status;
   const EncodeBatchArgs& args = params.args;
   const bool per_head = kTransform && args.transform_head_stride != 0;
-  const int blocks_per_sm = min(kBlocksPerSm<kTransform>, limits.shared_per_sm / bytes);
-  const int resident = limits.sms * max(blocks_per_sm, 1);
   const int rows = per_head ? args.num_kv_heads : 1;
-  const int units = per_head ? args.num_blocks : params.units;
-  const dim3 grid(min((units + groups - 1) / groups, max(resident / rows, 1)), rows);
-  kernel<<<grid, groups * 128, bytes, stream>>>(params);
+  const int page_heads = per_head ? args.num_blocks : args.num_blocks * args.num_kv_heads;
+  // Few page-heads: spread over many SMs, and a warp for every token block.
+  const dim3 grid(min(page_heads, max(limits.sms / rows, 1)), rows);
+  const int busy = static_cast<int>((page_heads + grid.x - 1) / grid.x);
+  params.run = !kTransform && busy >= 16 * groups ? kWarps : 1;
+  params.units = kTransform || params.run == kWarps ? page_heads : kWarps * page_heads;
+  kernel<<<grid, 128 * min(groups, busy), bytes, stream>>>(params);
   return Check(cudaGetLastError(), "EncodeKernel");
+}
+
+template <int kD, int kTop, Side kSide>
+KernelStatus LaunchMode(const EncodeParams& params, cudaStream_t stream) {
+  if (params.args.transform != nullptr)
+    return Launch<kD, kTop, kSide, RowMode::kTransformed>(params, stream);
+  if (params.args.row_type == RowType::kFp16)
+    return Launch<kD, 0, kSide, RowMode::kConverted>(params, stream);
+  return Launch<kD, kTop, kSide, RowMode::kPlain>(params, stream);
 }
 
 template <int kD, int kTop>
 KernelStatus LaunchSide(const EncodeParams& params, cudaStream_t stream) {
-  const bool key = params.args.side == Side::kKey;
-  if (params.args.transform != nullptr) {
-    return key ? Launch<kD, kTop, Side::kKey, true>(params, stream)
-               : Launch<kD, kTop, Side::kValue, true>(params, stream);
-  }
-  return key ? Launch<kD, kTop, Side::kKey, false>(params, stream)
-             : Launch<kD, kTop, Side::kValue, false>(params, stream);
+  return params.args.side == Side::kKey ? LaunchMode<kD, kTop, Side::kKey>(params, stream)
+                                        : LaunchMode<kD, kTop, Side::kValue>(params, stream);
 }
 
 }  // namespace
@@ -475,11 +581,10 @@ KernelStatus EncodeBlocks(const EncodeBatchArgs& args, Stream stream) {
   if (args.row_type == RowType::kFp16 && args.rotated == args.rows && args.rotated != nullptr)
     return KernelStatus::kUnsupported;
   if (args.num_blocks <= 0 || args.num_kv_heads <= 0) return KernelStatus::kOk;
-  EncodeParams params;
-  params.args = args;
-  params.units = args.num_blocks * args.num_kv_heads;
+  if (int64_t{args.num_blocks} * args.num_kv_heads > (1 << 28)) return KernelStatus::kUnsupported;
   const bool clip = args.clip_ratio > 0 && args.clip_ratio < 1;
-  params.kth = clip ? d - static_cast<int>(args.clip_ratio * static_cast<float>(d)) : 0;
+  const int kth = clip ? d - static_cast<int>(args.clip_ratio * static_cast<float>(d)) : 0;
+  const EncodeParams params{args, Divider(args.num_kv_heads), kth, 0, 0, {1, 4, 16, 64}};
   const auto s = static_cast<cudaStream_t>(stream.handle);
   // Networks for the ratios of the profile (0.96, 0.92) and whatever else has these ranks.
   if (d == 128) {

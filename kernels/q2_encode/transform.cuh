@@ -67,12 +67,41 @@ inline __device__ void Wgmma(float (&c)[32], const uint32_t (&a)[4], uint64_t b,
 #undef OSCARKV_ACC16
 #undef OSCARKV_ACC4
 
+// The tensor cores work for one warpgroup of the thread block at a time. If several shared them,
+// all would finish together and then leave them idle together. Nothing but speed hangs on it.
+class TensorCoreTurn {
+ public:
+  // `lock`: shared-memory address of a word that is 0 while nobody has the turn.
+  __device__ explicit TensorCoreTurn(uint32_t lock) : lock_(lock) {
+    if (threadIdx.x % 128 == 0) {
+      uint32_t taken;
+      do {
+        asm volatile("atom.relaxed.cta.shared::cta.exch.b32 %0, [%1], 1;"
+                     : "=r"(taken)
+                     : "r"(lock_)
+                     : "memory");
+      } while (taken != 0);
+    }
+    asm volatile("bar.sync %0, 128;" ::"r"(1 + threadIdx.x / 128) : "memory");
+  }
+  __device__ ~TensorCoreTurn() {
+    if (threadIdx.x % 128 == 0)
+      asm volatile("st.relaxed.cta.shared::cta.b32 [%0], 0;" ::"r"(lock_) : "memory");
+  }
+  TensorCoreTurn(const TensorCoreTurn&) = delete;
+  TensorCoreTurn& operator=(const TensorCoreTurn&) = delete;
+
+ private:
+  uint32_t lock_;
+};
+
 // c[4 nt + 2 r + e] = y of row g + 8 r, channel 8 nt + 2 j + e. x: the rows' fragments, one for
 // each 16 channels. `matrix`: shared-memory address of the two terms, high first, 1024-byte
-// aligned. The four warps of a warpgroup call it together.
+// aligned; `lock` as for TensorCoreTurn. The four warps of a warpgroup call it together.
 template <int kD, bool kFp16>
 __device__ __forceinline__ void Transform(const uint32_t (&x)[kD / 16][4], uint32_t matrix,
-                                          float (&c)[kD / 2]) {
+                                          uint32_t lock, float (&c)[kD / 2]) {
+  const TensorCoreTurn turn(lock);
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
   for (int term = 1; term >= 0; --term) {  // the small term first
@@ -92,7 +121,7 @@ __device__ __forceinline__ void Transform(const uint32_t (&x)[kD / 16][4], uint3
 
 template <int kD, bool kFp16>
 __device__ __forceinline__ void Transform(const uint32_t (&x)[kD / 16][4], uint32_t matrix,
-                                          float (&c)[kD / 2]) {
+                                          uint32_t, float (&c)[kD / 2]) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int i = 0; i < kD / 2; ++i) c[i] = 0;
@@ -105,11 +134,16 @@ __device__ __forceinline__ void Transform(const uint32_t (&x)[kD / 16][4], uint3
         // Four matrices: 32 channels k from 16 ks, of 8 channels n.
         const int n = 8 * nt + lane % 8, chunk = (2 * ks + lane / 8) % 8;
         uint32_t b[4];
-        LoadMatrices(matrix + term * (kD * kD * 2) + (ks / 4) * (kD * 128) + n * 128 +
-                         ((chunk ^ (n & 7)) * 16),
-                     b);
-        Mma16x8x16<kFp16>(c + 4 * nt, x[ks], b[0], b[1]);
-        Mma16x8x16<kFp16>(c + 4 * nt, x[ks + 1], b[2], b[3]);
+        LoadMatrices(b, matrix + term * (kD * kD * 2) + (ks / 4) * (kD * 128) + n * 128 +
+                            ((chunk ^ (n & 7)) * 16));
+        float(&tile)[4] = *reinterpret_cast<float(*)[4]>(c + 4 * nt);
+        for (int i = 0; i < 2; ++i) {
+          if constexpr (kFp16) {
+            MmaFp16(tile, x[ks + i], b[2 * i], b[2 * i + 1]);
+          } else {
+            MmaBf16(tile, x[ks + i], b[2 * i], b[2 * i + 1]);
+          }
+        }
       }
     }
   }
