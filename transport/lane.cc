@@ -11,15 +11,16 @@ void LaneConnection::Submit(std::shared_ptr<Transfer> transfer) {
   // Kept here: a refused command drops its reference, and the last one ends the transfer as
   // cancelled.
   const std::shared_ptr<Transfer> kept = transfer;
-  const bool accepted =
-      thread_->Run([self = shared_from_this(), transfer = std::move(transfer)]() mutable {
+  const bool accepted = thread_->Run(
+      [self = shared_from_this(), transfer = std::move(transfer)]() mutable {
         if (self->open()) {
           self->OnSubmit(std::move(transfer));
           return;
         }
         transfer->state->End(absl::UnavailableError("connection is broken or closed"));
         self->CountEnd(*transfer);
-      });
+      },
+      ProgressThread::Urgency::kSoon);
   if (!accepted) kept->state->End(absl::UnavailableError("transport was shut down"));
 }
 

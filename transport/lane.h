@@ -22,6 +22,9 @@ class LaneConnection : public std::enable_shared_from_this<LaneConnection> {
 
   // Takes the transfer up; ends it with kUnavailable when the connection failed or was closed.
   void Submit(std::shared_ptr<Transfer> transfer);
+  // Blocks until the transfer ended (true) or `deadline` passed (false); moves bytes itself
+  // meanwhile.
+  bool Await(TransferState& state, Time deadline) { return thread_->Await(state, deadline); }
   // Looks at once for transfers that their callers cancelled, so that they drain.
   void Sweep();
   // Pending transfers end with kCancelled; blocks until no buffer is in use any more. Idempotent.

@@ -1,6 +1,8 @@
 #include "transport/progress_thread.h"
 
+#include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -18,10 +20,15 @@ constexpr int kBusySpinFactor = 10;
 // How often watched fds are looked at while the thread spins.
 constexpr Duration kFdInterval = std::chrono::milliseconds(1);
 
-void Relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
+// A yield that takes longer than this let another thread run.
+constexpr Duration kCrowdedYield = std::chrono::microseconds(20);
+// For so long after that, sleeping is better than spinning: who sleeps gives the core away and gets
+// it back at the next event, who spins and yields is made to wait for a whole slice.
+constexpr Duration kCrowded = std::chrono::milliseconds(5);
+constexpr Duration kMinPark = std::chrono::microseconds(100);
+
+Time Now() {
+  return SteadyClock::Get()->Now();
 }
 
 }  // namespace
@@ -36,7 +43,11 @@ ProgressThread::ProgressThread(ProgressDriver* driver, std::string name, Duratio
       name_(std::move(name)),
       spin_(spin),
       epoll_(epoll_create1(EPOLL_CLOEXEC)),
-      wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+      wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      unpark_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      now_(Now()),
+      last_event_(now_),
+      last_fds_(now_) {
   for (int fd : {wake_.get(), driver_->event_fd()}) {
     if (fd < 0) continue;
     epoll_event event{};
@@ -51,16 +62,23 @@ ProgressThread::ProgressThread(ProgressDriver* driver, std::string name, Duratio
   });
 }
 
-bool ProgressThread::Run(Command command) {
+void ProgressThread::Signal(const UniqueFd& fd) {
+  const uint64_t one = 1;
+  // Cannot fail: the counter is far from its limit.
+  [[maybe_unused]] const ssize_t n = write(fd.get(), &one, sizeof(one));
+}
+
+bool ProgressThread::Run(Command command, Urgency urgency) {
   MutexLock lock(mu_);
   if (stopping_) return false;
   commands_.push_back(std::move(command));
   has_commands_.store(true, std::memory_order_release);
-  if (asleep_) {
-    asleep_ = false;
-    const uint64_t one = 1;
-    // Cannot fail: the counter is far from its limit.
-    [[maybe_unused]] const ssize_t n = write(wake_.get(), &one, sizeof(one));
+  // The flag stays set until the sleeper is up: another may take the signal from it before.
+  if (helper_.load() ? helper_asleep_ : thread_asleep_) {
+    Signal(wake_);
+  } else if (parked_ && urgency == Urgency::kNow) {
+    parked_ = false;
+    Signal(unpark_);
   }
   return true;
 }
@@ -69,17 +87,39 @@ bool ProgressThread::RunAndWait(const Command& command) {
   Mutex mu;
   CondVar ran;
   bool done = false;
-  if (!Run([&] {
-        command();
-        MutexLock lock(mu);
-        done = true;
-        ran.NotifyAll();  // under the lock: the waiter destroys both when it sees `done`
-      })) {
-    return false;
+  waiters_.fetch_add(1);  // before Run: the thread, if it stands aside, sees that it is needed
+  const bool accepted = Run([&] {
+    command();
+    MutexLock lock(mu);
+    done = true;
+    ran.NotifyAll();  // under the lock: the waiter destroys both when it sees `done`
+  });
+  if (accepted) {
+    MutexLock lock(mu);
+    while (!done) ran.Wait(mu);
   }
-  MutexLock lock(mu);
-  while (!done) ran.Wait(mu);
-  return true;
+  waiters_.fetch_sub(1);
+  return accepted;
+}
+
+bool ProgressThread::Await(TransferState& state, Time deadline) {
+  if (state.ended()) return true;
+  const bool alone = waiters_.fetch_add(1) == 0;
+  const bool helping = alone && !helper_.exchange(true);
+  if (helping) {
+    Drive(state, deadline);
+    helped_at_.store(Now());
+    MutexLock lock(mu_);
+    helper_.store(false);
+    // It slept through all this and the network library's events are no longer armed.
+    if (thread_asleep_) Signal(wake_);
+  } else {
+    state.WaitEnded(deadline, *SteadyClock::Get());
+  }
+  const bool others = waiters_.fetch_sub(1) > 1;
+  if (helping && (others || has_commands_.load())) Unpark();
+  // Not ended when the thread was stopped: then that thread ends everything.
+  return state.WaitEnded(deadline, *SteadyClock::Get());
 }
 
 void ProgressThread::Stop() {
@@ -88,8 +128,8 @@ void ProgressThread::Stop() {
     stopping_ = true;
   }
   stop_.store(true, std::memory_order_release);
-  const uint64_t one = 1;
-  [[maybe_unused]] const ssize_t n = write(wake_.get(), &one, sizeof(one));
+  Signal(wake_);
+  Signal(unpark_);
   MutexLock lock(join_mu_);
   if (thread_.joinable()) thread_.join();
 }
@@ -107,35 +147,76 @@ void ProgressThread::Unwatch(int fd) {
 }
 
 void ProgressThread::Loop() {
-  Time last_event = SteadyClock::Get()->Now(), last_fds = last_event, closing_until{};
+  Time closing_until{};
   for (;;) {
     const bool stop =
         stop_.load(std::memory_order_acquire);  // before the commands: all of them run
-    bool active = RunCommands();
-    active |= driver_->Progress();
-    const Time now = SteadyClock::Get()->Now();
-    active |= driver_->Pump(now);
-    if (!fds_.empty() && now - last_fds >= kFdInterval) {
-      last_fds = now;
-      active |= PollFds(0);
-    }
-    if (stop) {
-      if (closing_until == Time{}) {
-        driver_->BeginClose();
-        closing_until = now + kCloseTimeout;
-      }
-      if (driver_->Closed() || now >= closing_until) return;
+    if (!stop && Helped()) {
+      Park();
       continue;
     }
-    if (active) {
-      last_event = now;
-    } else if (now - last_event < spin_ * (driver_->Busy() ? kBusySpinFactor : 1)) {
-      Relax();
-    } else if (driver_->Arm()) {
-      Sleep(driver_->NextDeadline());
-      last_fds = SteadyClock::Get()->Now();
+    park_ = kMinPark;
+    Next next = Next::kTurn;
+    Time until{};
+    {
+      MutexLock drive(drive_mu_);
+      Turn();
+      if (!stop) {
+        next = AfterTurn(&until);
+      } else if (closing_until == Time{}) {
+        driver_->BeginClose();
+        closing_until = now_ + kCloseTimeout;
+      }
+      if (stop && (driver_->Closed() || now_ >= closing_until)) return;
     }
+    if (next == Next::kYield) Yield();
+    if (next == Next::kSleep) Sleep(until, &thread_asleep_);
   }
+}
+
+void ProgressThread::Drive(const TransferState& state, Time until) {
+  MutexLock drive(drive_mu_);
+  last_event_ = Now();
+  while (!stop_.load(std::memory_order_acquire)) {
+    Turn();
+    if (state.ended() || now_ >= until) return;
+    Time sleep_until{};
+    const Next next = AfterTurn(&sleep_until);
+    if (next == Next::kYield) Yield();
+    if (next == Next::kSleep) Sleep(std::min(until, sleep_until), &helper_asleep_);
+  }
+}
+
+void ProgressThread::Turn() {
+  bool active = RunCommands();
+  active |= driver_->Progress();
+  now_ = Now();
+  active |= driver_->Pump(now_);
+  if ((!fds_.empty() && now_ - last_fds_ >= kFdInterval) ||
+      poll_fds_.load(std::memory_order_relaxed)) {
+    poll_fds_.store(false, std::memory_order_relaxed);
+    last_fds_ = now_;
+    active |= PollFds();
+  }
+  if (active) last_event_ = now_;
+}
+
+ProgressThread::Next ProgressThread::AfterTurn(Time* until) {
+  const Duration idle = now_ - last_event_;
+  if (idle <= Duration::zero()) return Next::kTurn;
+  if (idle < spin_ * (driver_->Busy() ? kBusySpinFactor : 1) && now_ >= crowded_until_.load()) {
+    return Next::kYield;
+  }
+  if (!driver_->Arm()) return Next::kTurn;
+  *until = driver_->NextDeadline();
+  return Next::kSleep;
+}
+
+void ProgressThread::Yield() {
+  const Time before = Now();
+  sched_yield();
+  const Time after = Now();
+  if (after - before >= kCrowdedYield) crowded_until_.store(after + kCrowded);
 }
 
 bool ProgressThread::RunCommands() {
@@ -151,9 +232,9 @@ bool ProgressThread::RunCommands() {
   return any;
 }
 
-bool ProgressThread::PollFds(int timeout_ms) {
+bool ProgressThread::PollFds() {
   epoll_event events[32];
-  const int n = epoll_wait(epoll_.get(), events, 32, timeout_ms);
+  const int n = epoll_wait(epoll_.get(), events, 32, 0);
   bool any = false;
   for (int i = 0; i < n; ++i) {
     const int fd = events[i].data.fd;
@@ -171,21 +252,52 @@ bool ProgressThread::PollFds(int timeout_ms) {
   return any;
 }
 
-void ProgressThread::Sleep(Time until) {
+void ProgressThread::Sleep(Time until, bool* asleep) {
   {
     MutexLock lock(mu_);
     if (!commands_.empty() || stopping_) return;
-    asleep_ = true;
+    *asleep = true;
   }
   int timeout_ms = -1;
   if (until != Time::max()) {
-    const auto left =
-        std::chrono::ceil<std::chrono::milliseconds>(until - SteadyClock::Get()->Now());
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Now());
     timeout_ms = static_cast<int>(std::clamp<int64_t>(left.count(), 0, 60'000));
   }
-  PollFds(timeout_ms);
+  epoll_event event;  // only whether there is any: who drives looks at them
+  epoll_wait(epoll_.get(), &event, 1, timeout_ms);
+  poll_fds_.store(true, std::memory_order_relaxed);
   MutexLock lock(mu_);
-  asleep_ = false;
+  *asleep = false;
+}
+
+bool ProgressThread::Helped() const {
+  if (helper_.load()) return true;
+  return waiters_.load() == 0 && Now() - helped_at_.load() < kLinger;
+}
+
+void ProgressThread::Park() {
+  {
+    MutexLock lock(mu_);
+    if (stopping_ || !Helped()) return;
+    parked_ = true;
+  }
+  // Not a condition variable: those of the standard library wait by the clock on the wall.
+  pollfd fd = {unpark_.get(), POLLIN, 0};
+  const timespec timeout = {0, std::chrono::nanoseconds(park_).count()};
+  park_ = std::min(park_ * 2, kMaxPark);
+  if (ppoll(&fd, 1, &timeout, nullptr) > 0) {
+    uint64_t count;
+    [[maybe_unused]] const ssize_t n = read(unpark_.get(), &count, sizeof(count));
+  }
+  MutexLock lock(mu_);
+  parked_ = false;
+}
+
+void ProgressThread::Unpark() {
+  MutexLock lock(mu_);
+  if (!parked_) return;
+  parked_ = false;
+  Signal(unpark_);
 }
 
 }  // namespace oscarkv

@@ -49,9 +49,19 @@ class CheckingChannel final : public AmChannel {
             std::shared_ptr<const void>) override {
     Require(room > 0 && payload.size() <= kMaxPiece);
     --room;
-    if (header.kind != AmKind::kData && header.kind != AmKind::kWrite) return;
-    Require(payload.data() >= region_->span.data() && payload.size() <= region_->span.size() &&
-            payload.data() + payload.size() <= region_->span.data() + region_->span.size());
+    Require(header.kind != AmKind::kData && header.kind != AmKind::kWrite);
+  }
+  void SendParts(AmHeader, std::vector<AmPart> parts) override {
+    Require(room > 0 && !parts.empty() && parts.size() <= kMaxParts);
+    --room;
+    uint64_t bytes = (parts.size() - 1) * sizeof(AmItem);
+    for (const AmPart& part : parts) {
+      bytes += part.item.length;
+      Require(part.item.length > 0 && part.bytes >= region_->span.data() &&
+              part.item.length <= region_->span.size() &&
+              part.bytes + part.item.length <= region_->span.data() + region_->span.size());
+    }
+    Require(bytes <= kMaxPiece);
   }
   void SendItems(AmHeader, absl::Span<const AmItem> items) override {
     Require(room > 0 && !items.empty() && items.size() <= kMaxItems);
@@ -164,8 +174,15 @@ class Scene {
     header.kind = kind;
     header.to = to;
     header.item = in.Get<AmItem>();
-    const std::string payload(1 + in.Get<uint16_t>() % kMaxPiece, 'p');
-    header.item.length = static_cast<uint32_t>(payload.size());
+    header.item.length = 1 + in.Get<uint16_t>() % (kMaxPiece / kMaxParts);
+    header.count = in.Byte() % kMaxParts;
+    std::string payload(header.count * sizeof(AmItem) + header.item.length, 'p');
+    for (size_t i = 0; i < header.count; ++i) {
+      AmItem item = in.Get<AmItem>();
+      item.length = 1 + item.length % (kMaxPiece / kMaxParts - sizeof(AmItem));
+      std::memcpy(payload.data() + i * sizeof(AmItem), &item, sizeof(item));
+      payload.resize(payload.size() + item.length, 'p');
+    }
     Deliver(std::string(reinterpret_cast<const char*>(&header), sizeof(header)), payload);
   }
   void Post(Input& in) {

@@ -62,5 +62,32 @@ class GrpcDataPath(ClusterTest):
         self.assertGreater(again["usage"]["cached_tokens"], 0)
 
 
+class TcpLane(ClusterTest):
+    """As between hosts: no shared memory, active messages over TCP."""
+    options = dict(profile="oscar", kvstores=2, lanes="tcp", worker_args=["--prefill-history", "canonical"])
+
+    def moved(self, role, direction, **labels):
+        return sum(r.metric("oscarkv_transport_bytes_total", direction=direction, **labels) for r in self.cluster.of(role))
+
+    def test_answers_and_every_byte_over_tcp(self):
+        for prompt in prompts()[-3:]:
+            want = tokens(local(prompt, "oscar", "--prefill-history", "canonical"))
+            for attempt in ("computed", "prefix hit"):
+                with self.subTest(tokens=len(prompt), attempt=attempt):
+                    got = self.cluster.generate("", "--max-tokens", 40, "--ignore-eos", "--prompt-ids",
+                                                ",".join(map(str, prompt)))
+                    self.assertEqual(tokens(got), want)
+                    self.assertEqual(got["usage"]["lanes"], ["tcp"])
+            self.assertGreater(got["usage"]["cached_tokens"], 0)
+        self.assertGreater(self.moved("prefill", "written", lane="tcp"), 0)
+        read = self.moved("attention", "read", lane="tcp")
+        self.assertGreater(read, 0)
+        self.assertGreaterEqual(self.moved("kvstore", "served_read", lane="tcp"), read)
+        for role in ("kvstore", "prefill", "attention"):
+            for lane in ("shm", "rdma"):
+                for direction in ("read", "written", "served_read", "served_written"):
+                    self.assertEqual(self.moved(role, direction, lane=lane), 0)
+
+
 if __name__ == "__main__":
     unittest.main(verbosity=2)

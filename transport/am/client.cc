@@ -42,39 +42,62 @@ bool AmClient::HasRoom(TransferKind kind, uint64_t* length) const {
 
 bool AmClient::Pump() {
   SendCancels();
-  bool sent = false;
-  // One message of room is kept for the Read message that collects the reads of this turn.
-  for (size_t i = 0; i < transfers_.size(); ++i) {
+  bool sent = false, full = false;
+  for (size_t i = 0; i < transfers_.size() && !full; ++i) {
     const std::shared_ptr<Transfer>& transfer = transfers_[i];
     Transfer::Piece piece;
     while (transfer->Peek(kMaxReadItem, kMaxPiece, &piece)) {
-      const bool read = piece.op->kind == TransferKind::kRead;
+      // Room for the two messages that collect the reads and the writes of this turn.
       if (channel_->Room() < 2 || !HasRoom(piece.op->kind, &piece.length)) {
-        FlushReads();
-        return sent;
+        full = true;
+        break;
       }
-      AmItem item;
-      item.region = piece.op->remote->id;
-      item.token = piece.op->remote->token;
-      item.offset = piece.remote_offset;
-      item.length = static_cast<uint32_t>(piece.length);
-      item.id = TakeSlot(transfer, piece);
+      if (piece.op->kind == TransferKind::kRead) {
+        StartRead(transfer, piece);
+      } else if (const uint64_t length = RoomForPart(writes_.size(), write_used_, piece.length);
+                 length == 0) {
+        FlushWrites();
+        continue;
+      } else {
+        piece.length = length;
+        StartWrite(transfer, piece);
+      }
       transfer->Take(piece);
       sent = true;
-      if (read) {
-        reads_.push_back(item);
-        if (reads_.size() == kMaxItems) FlushReads();
-        continue;
-      }
-      AmHeader header;
-      header.kind = AmKind::kWrite;
-      header.to = session_;
-      header.item = item;
-      channel_->Send(header, {piece.local, piece.length}, transfer);
     }
   }
   FlushReads();
+  FlushWrites();
   return sent;
+}
+
+AmItem AmClient::MakeItem(const std::shared_ptr<Transfer>& transfer, const Transfer::Piece& piece) {
+  AmItem item;
+  item.region = piece.op->remote->id;
+  item.token = piece.op->remote->token;
+  item.offset = piece.remote_offset;
+  item.length = static_cast<uint32_t>(piece.length);
+  item.id = TakeSlot(transfer, piece);
+  return item;
+}
+
+void AmClient::StartRead(const std::shared_ptr<Transfer>& transfer, const Transfer::Piece& piece) {
+  reads_.push_back(MakeItem(transfer, piece));
+  if (reads_.size() == kMaxItems) FlushReads();
+}
+
+void AmClient::StartWrite(const std::shared_ptr<Transfer>& transfer, const Transfer::Piece& piece) {
+  write_used_ += PartBytes(writes_.size(), piece.length);
+  writes_.push_back({MakeItem(transfer, piece), piece.local, transfer});
+}
+
+void AmClient::FlushWrites() {
+  if (writes_.empty()) return;
+  AmHeader header;
+  header.kind = AmKind::kWrite;
+  header.to = session_;
+  channel_->SendParts(header, std::exchange(writes_, {}));
+  write_used_ = 0;
 }
 
 void AmClient::FlushReads() {
@@ -131,8 +154,13 @@ void AmClient::FreeSlot(Slot& slot) {
 
 bool AmClient::OnMessage(const AmMessage& message) {
   switch (message.header.kind) {
-    case AmKind::kData:
-      return OnData(message);
+    case AmKind::kData: {
+      bool honest = true;
+      message.ForEachPart([&](const AmItem& item, absl::Span<const uint8_t> bytes) {
+        honest &= OnPart(item, bytes);
+      });
+      return honest;
+    }
     case AmKind::kFailed:
     case AmKind::kWritten:
       return OnItems(message);
@@ -141,22 +169,21 @@ bool AmClient::OnMessage(const AmMessage& message) {
   }
 }
 
-bool AmClient::OnData(const AmMessage& message) {
-  const AmItem& item = message.header.item;
+bool AmClient::OnPart(const AmItem& item, absl::Span<const uint8_t> bytes) {
   Slot* slot = FindSlot(item.id, TransferKind::kRead);
   if (slot == nullptr) return true;  // of a transfer that was dropped
   const std::shared_ptr<Transfer> transfer = slot->transfer;
-  // Pieces of an item come in order: one endpoint, one lane. Insisting on it means that no byte is
+  // Parts of an item come in order: one endpoint, one lane. Insisting on it means that no byte is
   // counted twice.
   if (item.offset != slot->arrived || item.length > slot->length - slot->arrived) {
-    Drop(transfer, absl::InternalError("the peer sent a piece out of order"));
+    Drop(transfer, absl::InternalError("the peer sent a part out of order"));
     return false;
   }
   if (transfer->state->ended()) {  // cancelled a moment ago: stop writing at once
     Drop(transfer, absl::CancelledError("transfer cancelled"));
     return true;
   }
-  std::memcpy(slot->local + item.offset, message.payload.data(), item.length);
+  std::memcpy(slot->local + item.offset, bytes.data(), bytes.size());
   slot->arrived += item.length;
   if (slot->arrived == slot->length) FreeSlot(*slot);
   Confirm(*transfer, item.length);

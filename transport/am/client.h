@@ -55,12 +55,16 @@ class AmClient {
   Slot* FindSlot(uint64_t id, TransferKind kind);
   void FreeSlot(Slot& slot);
   bool HasRoom(TransferKind kind, uint64_t* length) const;
-  bool OnData(const AmMessage& message);
+  bool OnPart(const AmItem& item, absl::Span<const uint8_t> bytes);
   bool OnItems(const AmMessage& message);
   void Confirm(Transfer& transfer, uint64_t bytes);
   // Ends the transfer, frees its slots, tells the server to forget its reads.
   void Drop(const std::shared_ptr<Transfer>& transfer, absl::Status status);
+  void StartRead(const std::shared_ptr<Transfer>& transfer, const Transfer::Piece& piece);
+  void StartWrite(const std::shared_ptr<Transfer>& transfer, const Transfer::Piece& piece);
+  AmItem MakeItem(const std::shared_ptr<Transfer>& transfer, const Transfer::Piece& piece);
   void FlushReads();
+  void FlushWrites();
   void SendCancels();
 
   const uint64_t session_;
@@ -72,6 +76,8 @@ class AmClient {
   size_t read_slots_ = 0, write_slots_ = 0;
   uint64_t read_bytes_ = 0;
   std::vector<AmItem> reads_;    // of the Read message being put together
+  std::vector<AmPart> writes_;   // of the Write message being put together
+  uint64_t write_used_ = 0;      // bytes of its payload
   std::vector<AmItem> cancels_;  // to be sent
 };
 

@@ -1,6 +1,22 @@
 #include "transport/am/protocol.h"
 
 namespace oscarkv {
+namespace {
+
+bool GoodParts(const AmMessage& message) {
+  const size_t count = message.header.count, size = message.payload.size();
+  if (count >= kMaxParts || size > kMaxPiece || size < count * sizeof(AmItem)) return false;
+  bool empty = message.header.item.length == 0;
+  uint64_t bytes = count * sizeof(AmItem) + message.header.item.length;
+  for (size_t i = 0; i < count; ++i) {
+    const uint32_t length = message.Item(i).length;
+    empty |= length == 0;
+    bytes += length;
+  }
+  return !empty && bytes == size;
+}
+
+}  // namespace
 
 bool ParseAm(absl::Span<const uint8_t> header, absl::Span<const uint8_t> payload,
              AmMessage* message) {
@@ -16,8 +32,7 @@ bool ParseAm(absl::Span<const uint8_t> header, absl::Span<const uint8_t> payload
       return h.count == 0 && payload.empty();
     case AmKind::kData:
     case AmKind::kWrite:
-      return h.count == 0 && !payload.empty() && payload.size() <= kMaxPiece &&
-             h.item.length == payload.size();
+      return GoodParts(*message);
     case AmKind::kRead:
     case AmKind::kFailed:
     case AmKind::kWritten:

@@ -5,23 +5,26 @@
 //   Hello{secret, worker address}    ->   a session with a random id
 //                                    <-   Welcome{session}
 //   Read{item...}                    ->   checks region, token, bounds of each item
-//                                    <-   Data{id, offset} + at most kMaxPiece bytes, until the
-//                                    item is complete
+//                                    <-   Data{part...}, a part being (id, offset) + bytes, until
+//                                    all items are complete
 //                                    <-   Failed{item with a code...}
-//   Write{id, region...} + bytes     ->   checks, copies into the region
-//                                    <-   Written{item with a code...}, one item for each Write
-//                                    message
+//   Write{part...}, a part being     ->   checks, copies into the region
+//     (id, region...) + bytes        <-   Written{item with a code...}, one item for each part
 //   Cancel{item...}                  ->   forgets what it has not sent of these reads
 //
-// Every message has a fixed header, then a payload. Every field of every message is untrusted:
-// ParseAm checks the form, the receiving state machine checks ids, tokens and bounds. What fails is
-// dropped and counted.
+// Every message has a fixed header, then a payload. Data and Write carry up to kMaxParts parts, so
+// that small blocks travel together: the first part's item is in the header; the payload is the
+// items of the other parts, then the bytes of all parts, back to back. Every field of every message
+// is untrusted: ParseAm checks the form, the receiving state machine checks ids, tokens and bounds.
+// What fails is dropped and counted.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <memory>
 #include <type_traits>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
@@ -30,7 +33,11 @@ namespace oscarkv {
 
 // UCX sends up to this much as one zero-copy eager message; longer ones are much slower over TCP.
 constexpr uint64_t kMaxPiece = 64'000;
-constexpr size_t kMaxItems = 64;            // items of one message
+constexpr size_t kMaxItems = 64;  // items of one message
+constexpr size_t kMaxParts = 16;  // of a Data or Write message
+// What is left of an item is put into a message that has parts already if it fits, or if there is
+// room for this much of it.
+constexpr uint64_t kMinPart = 4096;
 constexpr uint64_t kMaxReadItem = 1 << 20;  // bytes of one read item
 constexpr size_t kMaxHelloBytes = 4096 + 16;
 
@@ -56,15 +63,16 @@ struct AmItem {
 static_assert(sizeof(AmItem) == 40 && std::is_trivially_copyable_v<AmItem>);
 
 constexpr uint32_t kAmMagic = 0x4d414b4f;  // "OKAM"
-constexpr uint8_t kAmVersion = 1;
+constexpr uint8_t kAmVersion = 2;
 
 struct AmHeader {
   uint32_t magic = kAmMagic;
   uint8_t version = kAmVersion;
   AmKind kind{};
-  uint16_t count = 0;  // items in the payload; 0 for Hello, Welcome, Data, Write
+  uint16_t count = 0;  // items in the payload; 0 for Hello, Welcome
   uint64_t to = 0;     // the receiver's id of the connection; 0 for Hello
-  AmItem item;         // Data, Write; Hello, Welcome: item.id is the sender's id of the connection
+  AmItem item;         // Data, Write: of the first part; Hello, Welcome: id is the sender's of the
+                       // connection
 };
 static_assert(sizeof(AmHeader) == 56 && std::is_trivially_copyable_v<AmHeader>);
 
@@ -78,7 +86,36 @@ struct AmMessage {
     std::memcpy(&item, payload.data() + i * sizeof(AmItem), sizeof(item));
     return item;
   }
+  // Data, Write: calls f(item, bytes) for each part.
+  template <typename F>
+  void ForEachPart(F f) const {
+    size_t at = header.count * sizeof(AmItem);
+    for (size_t i = 0; i <= header.count; ++i) {
+      const AmItem item = i == 0 ? header.item : Item(i - 1);
+      f(item, payload.subspan(at, item.length));
+      at += item.length;
+    }
+  }
 };
+
+// A part of a Data or Write message to be sent. `owner` keeps the bytes alive until then.
+struct AmPart {
+  AmItem item;
+  const uint8_t* bytes;  // item.length of them
+  std::shared_ptr<const void> owner;
+};
+// How much of `wanted` bytes goes into a message of `parts` parts that has `used` bytes of payload;
+// 0: send the message first.
+constexpr uint64_t RoomForPart(size_t parts, uint64_t used, uint64_t wanted) {
+  if (parts == 0) return std::min(wanted, kMaxPiece);
+  if (parts == kMaxParts || used + sizeof(AmItem) >= kMaxPiece) return 0;
+  const uint64_t room = kMaxPiece - used - sizeof(AmItem);
+  return wanted <= room ? wanted : room >= kMinPart ? room : 0;
+}
+// Of the payload, for one part more.
+constexpr uint64_t PartBytes(size_t parts, uint64_t length) {
+  return length + (parts > 0 ? sizeof(AmItem) : 0);
+}
 
 // False: malformed.
 bool ParseAm(absl::Span<const uint8_t> header, absl::Span<const uint8_t> payload,
@@ -93,6 +130,8 @@ class AmChannel {
   virtual ~AmChannel() = default;
   // Messages that can be sent now. Senders ask before they send.
   virtual size_t Room() const = 0;
+  // A Data or Write message of 1 to kMaxParts parts; their bytes are not copied.
+  virtual void SendParts(AmHeader header, std::vector<AmPart> parts) = 0;
   // The payload is not copied: `owner` keeps it alive until it was sent.
   virtual void Send(const AmHeader& header, absl::Span<const uint8_t> payload,
                     std::shared_ptr<const void> owner) = 0;

@@ -92,11 +92,15 @@ void AmServer::OnRead(Session& session, const AmMessage& message) {
 }
 
 void AmServer::OnWrite(Session& session, const AmMessage& message) {
-  AmItem item = message.header.item;
+  message.ForEachPart(
+      [&](const AmItem& item, absl::Span<const uint8_t> bytes) { OnPart(session, item, bytes); });
+}
+
+void AmServer::OnPart(Session& session, AmItem item, absl::Span<const uint8_t> bytes) {
   uint32_t code = 0;
   if (std::shared_ptr<RegionCore> region = Check(session, item, &code); region != nullptr) {
-    std::memcpy(region->span.data() + item.offset, message.payload.data(), message.payload.size());
-    bytes_.written += message.payload.size();
+    std::memcpy(region->span.data() + item.offset, bytes.data(), bytes.size());
+    bytes_.written += bytes.size();
   }
   item.code = code;
   if (session.written.size() < kMaxAnswers) session.written.push_back(item);
@@ -120,7 +124,7 @@ bool AmServer::Pump() {
   }
   for (bool sent = true; sent;) {
     sent = false;
-    for (auto& [id, session] : sessions_) sent |= SendPiece(session);
+    for (auto& [id, session] : sessions_) sent |= SendData(session);
     sent_any |= sent;
   }
   return sent_any;
@@ -140,28 +144,37 @@ bool AmServer::SendAnswers(Session& session, AmKind kind, std::vector<AmItem>& i
   return sent > 0;
 }
 
-bool AmServer::SendPiece(Session& session) {
+bool AmServer::SendData(Session& session) {
   if (session.head == session.jobs.size() || session.channel->Room() == 0) return false;
-  Job& job = session.jobs[session.head];
-  AmHeader header;
-  header.kind = AmKind::kData;
-  header.to = session.client;
-  header.item.id = job.id;
-  header.item.offset = job.sent;
-  header.item.length = static_cast<uint32_t>(std::min(kMaxPiece, job.length - job.sent));
-  const auto bytes = job.region->span.subspan(job.offset + job.sent, header.item.length);
-  job.sent += header.item.length;
-  bytes_.read += header.item.length;
-  const bool done = job.sent == job.length;
-  std::shared_ptr<RegionCore> owner = done ? std::move(job.region) : job.region;
-  if (done && ++session.head == session.jobs.size()) {
+  std::vector<AmPart> parts;
+  uint64_t used = 0;
+  while (session.head < session.jobs.size()) {
+    Job& job = session.jobs[session.head];
+    const uint64_t length = RoomForPart(parts.size(), used, job.length - job.sent);
+    if (length == 0) break;
+    used += PartBytes(parts.size(), length);
+    AmItem item;
+    item.id = job.id;
+    item.offset = job.sent;
+    item.length = static_cast<uint32_t>(length);
+    const uint8_t* bytes = job.region->span.data() + job.offset + job.sent;
+    job.sent += length;
+    bytes_.read += length;
+    const bool done = job.sent == job.length;
+    parts.push_back({item, bytes, done ? std::move(job.region) : job.region});
+    if (done) ++session.head;
+  }
+  if (session.head == session.jobs.size()) {
     session.jobs.clear();
     session.head = 0;
   } else if (session.head >= 256) {  // keep the vector short under a steady stream
     session.jobs.erase(session.jobs.begin(), session.jobs.begin() + session.head);
     session.head = 0;
   }
-  session.channel->Send(header, bytes, std::move(owner));
+  AmHeader header;
+  header.kind = AmKind::kData;
+  header.to = session.client;
+  session.channel->SendParts(header, std::move(parts));
   return true;
 }
 

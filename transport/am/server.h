@@ -27,7 +27,7 @@ class AmServer {
 
   // Read, Write or Cancel of a session. False: of no session, or not for a server.
   bool OnMessage(const AmMessage& message);
-  // Sends what there is room for, one piece per session in turn. True when anything was sent.
+  // Sends what there is room for, one message per session in turn. True when anything was sent.
   bool Pump();
 
   // Bytes of data sent and received since the last call.
@@ -56,7 +56,8 @@ class AmServer {
   // The region of an item whose range is valid; null with the reason in `code`.
   std::shared_ptr<RegionCore> Check(Session& session, const AmItem& item, uint32_t* code) const;
   bool SendAnswers(Session& session, AmKind kind, std::vector<AmItem>& items);
-  bool SendPiece(Session& session);
+  bool SendData(Session& session);
+  void OnPart(Session& session, AmItem item, absl::Span<const uint8_t> bytes);
 
   const RegionTable* const regions_;
   std::unordered_map<uint64_t, Session> sessions_;

@@ -132,7 +132,7 @@ absl::StatusOr<std::shared_ptr<RemoteCore>> OneSidedLane::Connection::Import(
   auto transfer = std::make_shared<Transfer>(std::move(ops), now + lane_->import_timeout_, now);
   const std::shared_ptr<TransferState> state = transfer->state;
   Submit(std::move(transfer));
-  state->WaitEnded(Time::max(), *SteadyClock::Get());  // its own deadline ends it
+  Await(*state, Time::max());  // its own deadline ends it
   RETURN_IF_ERROR(state->status());
   const RegionTrailer& got = buffer->trailer;
   if (got.magic != RegionTrailer().magic || got.id != region.id || got.token != region.token ||

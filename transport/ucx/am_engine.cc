@@ -18,8 +18,9 @@ class UcxAmEndpoint;
 struct SendSlot {
   UcxAmEndpoint* endpoint = nullptr;
   AmHeader header;
-  AmItem items[kMaxItems];
-  std::shared_ptr<const void> owner;  // of the payload
+  AmItem items[kMaxItems];  // also those of the parts but the first
+  ucp_dt_iov_t spans[1 + kMaxParts];
+  std::shared_ptr<const void> owners[kMaxParts];  // of the payload
 };
 
 class UcxAmEndpoint final : public AmEndpoint {
@@ -44,14 +45,31 @@ class UcxAmEndpoint final : public AmEndpoint {
   void Send(const AmHeader& header, absl::Span<const uint8_t> payload,
             std::shared_ptr<const void> owner) override {
     SendSlot* slot = Take(header);
-    slot->owner = std::move(owner);
-    Post(slot, payload.data(), payload.size());
+    slot->owners[0] = std::move(owner);
+    Post(slot, payload.data(), payload.size(), ucp_dt_make_contig(1));
   }
   void SendItems(AmHeader header, absl::Span<const AmItem> items) override {
     header.count = static_cast<uint16_t>(items.size());
     SendSlot* slot = Take(header);
     std::copy(items.begin(), items.end(), slot->items);
-    Post(slot, slot->items, items.size() * sizeof(AmItem));
+    Post(slot, slot->items, items.size() * sizeof(AmItem), ucp_dt_make_contig(1));
+  }
+  void SendParts(AmHeader header, std::vector<AmPart> parts) override {
+    header.count = static_cast<uint16_t>(parts.size() - 1);
+    header.item = parts[0].item;
+    SendSlot* slot = Take(header);
+    for (size_t i = 1; i < parts.size(); ++i) slot->items[i - 1] = parts[i].item;
+    size_t spans = 0;
+    if (header.count > 0) slot->spans[spans++] = {slot->items, header.count * sizeof(AmItem)};
+    for (size_t i = 0; i < parts.size(); ++i) {
+      slot->spans[spans++] = {const_cast<uint8_t*>(parts[i].bytes), parts[i].item.length};
+      slot->owners[i] = std::move(parts[i].owner);
+    }
+    if (spans == 1) {
+      Post(slot, slot->spans[0].buffer, slot->spans[0].length, ucp_dt_make_contig(1));
+    } else {
+      Post(slot, slot->spans, spans, ucp_dt_make_iov());
+    }
   }
   absl::Status status() const override { return endpoint_->status(); }
   void Close() override { endpoint_->Close(); }
@@ -66,20 +84,21 @@ class UcxAmEndpoint final : public AmEndpoint {
     return slot;
   }
   void Release(SendSlot* slot) {
-    slot->owner.reset();
+    for (auto& owner : slot->owners) owner.reset();
     free_.push_back(slot);
   }
-  void Post(SendSlot* slot, const void* payload, size_t size) {
+  void Post(SendSlot* slot, const void* payload, size_t count, ucp_datatype_t type) {
     ucp_request_param_t param{};
-    param.op_attr_mask =
-        UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_FLAGS;
+    param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA |
+                         UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_DATATYPE;
+    param.datatype = type;
     param.cb.send = OnSent;
     param.user_data = slot;
     // Never the rendezvous protocol: it makes the receiver read our memory by itself, one-sidedly
     // in effect.
     param.flags = UCP_AM_SEND_FLAG_EAGER;
     void* request = ucp_am_send_nbx(endpoint_->get(), kAmId, &slot->header, sizeof(slot->header),
-                                    payload, size, &param);
+                                    payload, count, &param);
     if (UCS_PTR_IS_PTR(request)) return;  // OnSent follows
     if (UCS_PTR_IS_ERR(request))
       endpoint_->SetFailed(UcxStatus(UCS_PTR_STATUS(request), "cannot send to the peer"));

@@ -158,6 +158,8 @@ absl::Status Node::AddLane(LaneClass lane, const std::string& tls) {
     // connected in vain.
     settings.emplace_back("MAX_EAGER_LANES", "1");
     settings.emplace_back("MAX_RNDV_LANES", "1");
+    // A message of kMaxParts parts and the two headers, without copying.
+    settings.emplace_back("TCP_MAX_IOV", absl::StrCat(kMaxParts + 4));
   }
   const uint64_t features = lane == LaneClass::kTcp ? UCP_FEATURE_AM : UCP_FEATURE_RMA;
   ASSIGN_OR_RETURN(auto context, UcxContext::Create(features | UCP_FEATURE_WAKEUP, settings));
@@ -391,7 +393,7 @@ class UcxHandle final : public TransferHandle {
   ~UcxHandle() override { Cancel(); }
   bool Poll() override { return state_->ended(); }
   absl::Status Wait(Time deadline) override {
-    if (!state_->WaitEnded(deadline, *SteadyClock::Get())) {
+    if (!connection_->Await(*state_, deadline)) {
       EndEarly(absl::DeadlineExceededError("transfer did not end before the deadline of Wait"));
     }
     return state_->status();

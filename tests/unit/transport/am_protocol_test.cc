@@ -52,6 +52,20 @@ class RecordingChannel final : public AmChannel {
     Send(header, {reinterpret_cast<const uint8_t*>(items.data()), items.size() * sizeof(AmItem)},
          nullptr);
   }
+  void SendParts(AmHeader header, std::vector<AmPart> parts) override {
+    ASSERT_GE(parts.size(), 1u);
+    ASSERT_LE(parts.size(), kMaxParts);
+    header.count = static_cast<uint16_t>(parts.size() - 1);
+    header.item = parts[0].item;
+    std::string payload;
+    for (size_t i = 1; i < parts.size(); ++i)
+      payload.append(reinterpret_cast<const char*>(&parts[i].item), sizeof(AmItem));
+    for (const AmPart& part : parts)
+      payload.append(reinterpret_cast<const char*>(part.bytes), part.item.length);
+    ASSERT_LE(payload.size(), kMaxPiece);
+    Send(header, {reinterpret_cast<const uint8_t*>(payload.data()), payload.size()}, nullptr);
+    for (AmPart& part : parts) owners.push_back(std::move(part.owner));
+  }
   std::vector<Sent> Take(size_t new_room = 16) {
     room = new_room;
     owners.clear();
@@ -98,7 +112,7 @@ TEST(ParseAm, RefusesWhatHasNotTheForm) {
   const std::vector<Case> cases = {
       {"data", [](AmHeader&, std::string&) {}, true},
       {"magic", [](AmHeader& h, std::string&) { h.magic ^= 1; }, false},
-      {"version", [](AmHeader& h, std::string&) { h.version = 2; }, false},
+      {"version", [](AmHeader& h, std::string&) { h.version = kAmVersion + 1; }, false},
       {"kind 0", [](AmHeader& h, std::string&) { h.kind = static_cast<AmKind>(0); }, false},
       {"kind 9", [](AmHeader& h, std::string&) { h.kind = static_cast<AmKind>(9); }, false},
       {"data with count", [](AmHeader& h, std::string&) { h.count = 1; }, false},
@@ -137,6 +151,32 @@ TEST(ParseAm, RefusesWhatHasNotTheForm) {
   }
   AmMessage message;
   EXPECT_FALSE(ParseAm({}, {}, &message));
+}
+
+TEST(ParseAm, PartsFillThePayloadExactly) {
+  const auto parse = [](uint32_t first, const std::vector<uint32_t>& others, size_t bytes) {
+    AmHeader header;
+    header.kind = AmKind::kWrite;
+    header.count = static_cast<uint16_t>(others.size());
+    header.item.length = first;
+    std::vector<AmItem> items(others.size());
+    for (size_t i = 0; i < others.size(); ++i) items[i].length = others[i];
+    std::string payload(reinterpret_cast<const char*>(items.data()), items.size() * sizeof(AmItem));
+    payload.append(bytes, 'x');
+    AmMessage message;
+    return ParseAm({reinterpret_cast<const uint8_t*>(&header), sizeof(header)}, Bytes(payload),
+                   &message);
+  };
+  EXPECT_TRUE(parse(3, {4, 5}, 12));
+  EXPECT_FALSE(parse(3, {4, 5}, 11));
+  EXPECT_FALSE(parse(3, {4, 5}, 13));
+  EXPECT_FALSE(parse(3, {0, 5}, 8)) << "an empty part";
+  EXPECT_FALSE(parse(0, {4, 5}, 9)) << "an empty part";
+  EXPECT_FALSE(parse(3, {~0u, 5}, 7)) << "lengths that would wrap around";
+  EXPECT_TRUE(parse(1, std::vector<uint32_t>(kMaxParts - 1, 1), kMaxParts));
+  EXPECT_FALSE(parse(1, std::vector<uint32_t>(kMaxParts, 1), kMaxParts + 1));
+  EXPECT_TRUE(parse(1, {static_cast<uint32_t>(kMaxPiece) - 41}, kMaxPiece - 40));
+  EXPECT_FALSE(parse(1, {static_cast<uint32_t>(kMaxPiece) - 40}, kMaxPiece - 39));
 }
 
 struct TestRegion final : RegionCore {
@@ -181,23 +221,83 @@ TEST_F(AmServerTest, SendsReadsInPieces) {
   ASSERT_TRUE(Read({Item(1, 100, 150'000), Item(2, 0, 10)}));
   EXPECT_TRUE(server_.Pump());
   const std::vector<Sent> sent = channel_.Take();
-  ASSERT_EQ(sent.size(), 4u);
+  ASSERT_EQ(sent.size(), 3u);
   std::string got;
-  for (size_t i = 0; i < 3; ++i) {
-    const AmHeader& h = sent[i].header;
-    EXPECT_EQ(h.kind, AmKind::kData);
-    EXPECT_EQ(h.to, kClient);
-    EXPECT_EQ(h.item.id, 1u);
-    EXPECT_EQ(h.item.offset, got.size());
-    EXPECT_LE(sent[i].payload.size(), kMaxPiece);
-    got += sent[i].payload;
+  size_t parts = 0;
+  for (const Sent& s : sent) {
+    EXPECT_EQ(s.header.kind, AmKind::kData);
+    EXPECT_EQ(s.header.to, kClient);
+    EXPECT_LE(s.payload.size(), kMaxPiece);
+    s.Message().ForEachPart([&](const AmItem& item, absl::Span<const uint8_t> bytes) {
+      if (++parts == 4) {  // the second item shares the first one's last message
+        EXPECT_EQ(item.id, 2u);
+        EXPECT_EQ(std::memcmp(bytes.data(), region_->bytes.data(), 10), 0);
+        EXPECT_EQ(bytes.size(), 10u);
+        return;
+      }
+      EXPECT_EQ(item.id, 1u);
+      EXPECT_EQ(item.offset, got.size());
+      got.append(bytes.begin(), bytes.end());
+    });
   }
+  EXPECT_EQ(parts, 4u);
   ASSERT_EQ(got.size(), 150'000u);
   EXPECT_EQ(std::memcmp(got.data(), region_->bytes.data() + 100, got.size()), 0);
-  EXPECT_EQ(sent[3].header.item.id, 2u);
   EXPECT_FALSE(server_.Pump());
   const AmServer::Bytes bytes = server_.TakeBytes();
   EXPECT_EQ(bytes.read, 150'010u);
+}
+
+TEST_F(AmServerTest, SmallReadsTravelTogether) {
+  std::vector<AmItem> items;
+  for (uint64_t i = 0; i < 40; ++i) items.push_back(Item(i, i * 7000, 4608));
+  ASSERT_TRUE(Read(items));
+  EXPECT_TRUE(server_.Pump());
+  const std::vector<Sent> sent = channel_.Take();
+  ASSERT_EQ(sent.size(), 4u) << "13 of them fill a message";
+  uint64_t next = 0;
+  for (const Sent& s : sent) {
+    s.Message().ForEachPart([&](const AmItem& item, absl::Span<const uint8_t> bytes) {
+      EXPECT_EQ(item.id, next);
+      EXPECT_EQ(item.offset, 0u);
+      ASSERT_EQ(bytes.size(), 4608u);
+      EXPECT_EQ(std::memcmp(bytes.data(), region_->bytes.data() + next * 7000, 4608), 0);
+      ++next;
+    });
+  }
+  EXPECT_EQ(next, 40u);
+  // Tiny ones: the number of parts is the bound.
+  ASSERT_TRUE(Read(std::vector<AmItem>(kMaxParts + 1, Item(1, 0, 1))));
+  EXPECT_TRUE(server_.Pump());
+  EXPECT_EQ(channel_.Take().size(), 2u);
+}
+
+TEST_F(AmServerTest, EachPartOfAWriteIsCheckedAndAnsweredByItself) {
+  AmItem forged = Item(2, 100, 3);
+  forged.token = 98;
+  const std::vector<AmItem> items = {forged, Item(3, 299'999, 2), Item(4, 200, 4)};
+  Sent write;
+  write.header.kind = AmKind::kWrite;
+  write.header.to = kSession;
+  write.header.count = 3;
+  write.header.item = Item(1, 0, 2);
+  write.payload.assign(reinterpret_cast<const char*>(items.data()), 3 * sizeof(AmItem));
+  write.payload += "aabbbccdddd";
+  std::vector<uint8_t> want = region_->bytes;
+  std::memcpy(want.data(), "aa", 2);
+  std::memcpy(want.data() + 200, "dddd", 4);
+  ASSERT_TRUE(server_.OnMessage(write.Message()));
+  EXPECT_EQ(region_->bytes, want);
+  EXPECT_TRUE(server_.Pump());
+  const std::vector<Sent> sent = channel_.Take();
+  ASSERT_EQ(sent.size(), 1u);
+  ASSERT_EQ(sent[0].header.count, 4);
+  const absl::StatusCode codes[] = {absl::StatusCode::kOk, absl::StatusCode::kPermissionDenied,
+                                    absl::StatusCode::kInvalidArgument, absl::StatusCode::kOk};
+  for (size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(sent[0].Message().Item(i).id, i + 1);
+    EXPECT_EQ(sent[0].Message().Item(i).code, Code(codes[i]));
+  }
 }
 
 TEST_F(AmServerTest, RefusesWhatIsOutOfBoundsOrForged) {
@@ -319,7 +419,7 @@ TEST_F(AmServerTest, FloodsAreBounded) {
     channel_.room = 16;
     if (!server_.Pump()) break;
     for (const Sent& s : channel_.Take()) {
-      if (s.header.kind == AmKind::kData) ++data;
+      if (s.header.kind == AmKind::kData) data += 1 + s.header.count;
       if (s.header.kind == AmKind::kFailed) refused += s.header.count;
     }
   }
@@ -431,6 +531,61 @@ TEST_F(AmClientTest, WritesEndWithTheLastAcknowledgement) {
   EXPECT_TRUE(Answer(AmKind::kWritten, ids[1], 0));
   EXPECT_EQ(state->status(), absl::OkStatus());
   EXPECT_TRUE(state->drained());
+}
+
+TEST_F(AmClientTest, SmallWritesTravelTogether) {
+  auto remote = std::make_shared<RemoteCore>();
+  remote->id = 5;
+  remote->token = 99;
+  remote->size = 1 << 30;
+  std::vector<ResolvedOp> ops;
+  for (uint64_t i = 0; i < 20; ++i) {
+    ops.push_back({TransferKind::kWrite, local_->bytes.data() + i * 10'000, 9216, i * 20'000,
+                   local_, remote});
+  }
+  auto transfer = std::make_shared<Transfer>(std::move(ops), Time::max(), Time{});
+  const auto state = transfer->state;
+  client_->Submit(std::move(transfer));
+  EXPECT_TRUE(client_->Pump());
+  EXPECT_EQ(channel_.sent.size(), 3u);
+  uint64_t bytes = 0;
+  for (const Sent& s : channel_.Take()) {
+    EXPECT_EQ(s.header.to, kSession);
+    s.Message().ForEachPart([&](const AmItem& item, absl::Span<const uint8_t> part) {
+      const uint64_t block = item.offset / 20'000, in_block = item.offset % 20'000;
+      EXPECT_EQ(
+          std::memcmp(part.data(), local_->bytes.data() + block * 10'000 + in_block, part.size()),
+          0);
+      bytes += part.size();
+      EXPECT_TRUE(Answer(AmKind::kWritten, item.id, 0));
+    });
+  }
+  EXPECT_EQ(bytes, 20u * 9216);
+  EXPECT_EQ(state->status(), absl::OkStatus());
+}
+
+TEST_F(AmClientTest, AHostilePartDoesNotHarmItsNeighbours) {
+  auto good = Make(TransferKind::kRead, 0, 4, 0), bad = Make(TransferKind::kRead, 100, 4, 0);
+  const auto good_state = good->state, bad_state = bad->state;
+  const uint64_t good_id = Start(std::move(good)).at(0), bad_id = Start(std::move(bad)).at(0);
+  AmItem too_long, whole;
+  too_long.id = bad_id;
+  too_long.length = 5;
+  whole.id = good_id;
+  whole.length = 4;
+  Sent data;
+  data.header.kind = AmKind::kData;
+  data.header.to = kId;
+  data.header.count = 1;
+  data.header.item = too_long;
+  data.payload.assign(reinterpret_cast<const char*>(&whole), sizeof(whole));
+  data.payload += "hhhhhgood";
+  const std::vector<uint8_t> before = local_->bytes;
+  EXPECT_FALSE(client_->OnMessage(data.Message()));
+  EXPECT_EQ(bad_state->status().code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(good_state->status(), absl::OkStatus());
+  EXPECT_EQ(std::string(local_->bytes.begin(), local_->bytes.begin() + 4), "good");
+  EXPECT_TRUE(std::equal(before.begin() + 4, before.end(), local_->bytes.begin() + 4));
 }
 
 TEST_F(AmClientTest, CancelledWriteIsDrainedWhenTheChannelLetsGo) {

@@ -74,6 +74,16 @@ class FakeAmEndpoint final : public AmEndpoint {
     Send(header, {reinterpret_cast<const uint8_t*>(items.data()), items.size() * sizeof(AmItem)},
          nullptr);
   }
+  void SendParts(AmHeader header, std::vector<AmPart> parts) override {
+    header.count = static_cast<uint16_t>(parts.size() - 1);
+    header.item = parts[0].item;
+    std::string payload;
+    for (size_t i = 1; i < parts.size(); ++i)
+      payload.append(reinterpret_cast<const char*>(&parts[i].item), sizeof(AmItem));
+    for (const AmPart& part : parts)
+      payload.append(reinterpret_cast<const char*>(part.bytes), part.item.length);
+    Send(header, {reinterpret_cast<const uint8_t*>(payload.data()), payload.size()}, nullptr);
+  }
   absl::Status status() const override {
     return to_->dead ? absl::UnavailableError("fake peer is dead") : absl::OkStatus();
   }

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <functional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -191,6 +192,107 @@ TEST(ProgressThread, AsleepItWakesForCommandsEventsAndWatchedFds) {
   while (ready == 0 && Now() < until) std::this_thread::yield();
   ASSERT_TRUE(thread.RunAndWait([] {}));
   EXPECT_EQ(ready, 1);
+}
+
+// Calls a function in every turn.
+class HookedDriver final : public IdleDriver {
+ public:
+  explicit HookedDriver(std::function<void()> h) : hook(std::move(h)) {}
+  bool Pump(Time) override {
+    hook();
+    return false;
+  }
+  void BeginClose() override {
+    if (on_close) on_close();
+    closing = true;
+  }
+  const std::function<void()> hook;
+  std::function<void()> on_close;
+};
+
+TEST(ProgressThread, TheOnlyWaiterDrivesItself) {
+  const std::thread::id self = std::this_thread::get_id();
+  TransferState* awaited = nullptr;  // of who drives
+  HookedDriver driver([&] {
+    if (awaited != nullptr && std::this_thread::get_id() == self) awaited->End(absl::OkStatus());
+  });
+  ProgressThread thread(&driver, "test", std::chrono::microseconds(1));
+  for (int i = 0; i < 200; ++i) {
+    TransferState state;
+    ASSERT_TRUE(thread.Run([&] { awaited = &state; }, ProgressThread::Urgency::kSoon));
+    ASSERT_TRUE(thread.Await(state, Now() + kLong));
+    ASSERT_TRUE(thread.RunAndWait([&] { awaited = nullptr; })) << "the thread is back";
+  }
+  TransferState never;
+  EXPECT_FALSE(thread.Await(never, Now()));
+  ASSERT_TRUE(thread.RunAndWait([] {}));
+}
+
+TEST(ProgressThread, CommandsWakeAWaiterThatSleeps) {
+  IdleDriver driver;
+  ProgressThread thread(&driver, "test", Duration::zero());
+  for (int i = 0; i < 200; ++i) {
+    TransferState state;
+    std::thread waiter([&] { EXPECT_TRUE(thread.Await(state, Now() + kLong)); });
+    if (i % 2 == 0) std::this_thread::yield();
+    ASSERT_TRUE(thread.Run([&] { state.End(absl::OkStatus()); }));
+    waiter.join();
+  }
+}
+
+TEST(ProgressThread, EveryWaiterIsServedWhoeverDrives) {
+  Mutex mu;
+  std::vector<TransferState*> waiting;  // guarded by mu
+  // One ends in each turn, so that those who drive leave while others still wait.
+  HookedDriver driver([&] {
+    MutexLock lock(mu);
+    if (waiting.empty()) return;
+    waiting.back()->End(absl::OkStatus());
+    waiting.pop_back();
+  });
+  ProgressThread thread(&driver, "test", std::chrono::microseconds(1));
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&] {
+      for (int i = 0; i < 500; ++i) {
+        TransferState state;
+        ASSERT_TRUE(thread.Run([&] {
+          MutexLock lock(mu);
+          waiting.push_back(&state);
+        }));
+        ASSERT_TRUE(thread.Await(state, Now() + kLong));
+        MutexLock lock(mu);  // its end was not the last that the driver did with it
+      }
+    });
+  }
+  for (std::thread& t : threads) t.join();
+}
+
+TEST(ProgressThread, StopEndsAWait) {
+  TransferState state;
+  std::atomic<bool> driven{false};
+  const std::thread::id self = std::this_thread::get_id();
+  std::atomic<std::thread::id> waiter_id{self};
+  HookedDriver driver([&] {
+    if (std::this_thread::get_id() == waiter_id.load()) driven = true;
+  });
+  std::atomic<bool> closed_by_waiter{false};
+  driver.on_close = [&] {
+    closed_by_waiter = std::this_thread::get_id() == waiter_id.load();
+    state.End(absl::UnavailableError("stopped"));
+  };
+  ProgressThread thread(&driver, "test", Duration::zero());
+  std::thread waiter([&] {
+    waiter_id = std::this_thread::get_id();
+    EXPECT_TRUE(thread.Await(state, Now() + kLong));
+  });
+  while (!driven) std::this_thread::yield();
+  thread.Stop();
+  waiter.join();
+  EXPECT_FALSE(closed_by_waiter);
+  EXPECT_EQ(state.status().code(), absl::StatusCode::kUnavailable);
+  TransferState late;
+  EXPECT_FALSE(thread.Await(late, Now())) << "nobody drives a stopped one";
 }
 
 TEST(Liveness, HangsUpWhenTheListenerGoes) {
