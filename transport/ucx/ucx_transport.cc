@@ -159,7 +159,7 @@ absl::Status Node::AddLane(LaneClass lane, const std::string& tls) {
     settings.emplace_back("MAX_EAGER_LANES", "1");
     settings.emplace_back("MAX_RNDV_LANES", "1");
     // A message of kMaxParts parts and the two headers, without copying.
-    settings.emplace_back("TCP_MAX_IOV", absl::StrCat(kMaxParts + 4));
+    settings.emplace_back("MAX_IOV", absl::StrCat(kMaxParts + 4));
   }
   const uint64_t features = lane == LaneClass::kTcp ? UCP_FEATURE_AM : UCP_FEATURE_RMA;
   ASSIGN_OR_RETURN(auto context, UcxContext::Create(features | UCP_FEATURE_WAKEUP, settings));

@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <functional>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -212,16 +213,16 @@ class HookedDriver final : public IdleDriver {
 
 TEST(ProgressThread, TheOnlyWaiterDrivesItself) {
   const std::thread::id self = std::this_thread::get_id();
-  TransferState* awaited = nullptr;  // of who drives
+  std::shared_ptr<TransferState> awaited;  // of who drives
   HookedDriver driver([&] {
     if (awaited != nullptr && std::this_thread::get_id() == self) awaited->End(absl::OkStatus());
   });
   ProgressThread thread(&driver, "test", std::chrono::microseconds(1));
   for (int i = 0; i < 200; ++i) {
-    TransferState state;
-    ASSERT_TRUE(thread.Run([&] { awaited = &state; }, ProgressThread::Urgency::kSoon));
-    ASSERT_TRUE(thread.Await(state, Now() + kLong));
-    ASSERT_TRUE(thread.RunAndWait([&] { awaited = nullptr; })) << "the thread is back";
+    const auto state = std::make_shared<TransferState>();
+    ASSERT_TRUE(thread.Run([&] { awaited = state; }, ProgressThread::Urgency::kSoon));
+    ASSERT_TRUE(thread.Await(*state, Now() + kLong));
+    ASSERT_TRUE(thread.RunAndWait([&] { awaited.reset(); })) << "the thread is back";
   }
   TransferState never;
   EXPECT_FALSE(thread.Await(never, Now()));
@@ -232,17 +233,17 @@ TEST(ProgressThread, CommandsWakeAWaiterThatSleeps) {
   IdleDriver driver;
   ProgressThread thread(&driver, "test", Duration::zero());
   for (int i = 0; i < 200; ++i) {
-    TransferState state;
-    std::thread waiter([&] { EXPECT_TRUE(thread.Await(state, Now() + kLong)); });
+    const auto state = std::make_shared<TransferState>();
+    std::thread waiter([&] { EXPECT_TRUE(thread.Await(*state, Now() + kLong)); });
     if (i % 2 == 0) std::this_thread::yield();
-    ASSERT_TRUE(thread.Run([&] { state.End(absl::OkStatus()); }));
+    ASSERT_TRUE(thread.Run([state] { state->End(absl::OkStatus()); }));
     waiter.join();
   }
 }
 
 TEST(ProgressThread, EveryWaiterIsServedWhoeverDrives) {
   Mutex mu;
-  std::vector<TransferState*> waiting;  // guarded by mu
+  std::vector<std::shared_ptr<TransferState>> waiting;  // guarded by mu
   // One ends in each turn, so that those who drive leave while others still wait.
   HookedDriver driver([&] {
     MutexLock lock(mu);
@@ -255,13 +256,12 @@ TEST(ProgressThread, EveryWaiterIsServedWhoeverDrives) {
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&] {
       for (int i = 0; i < 500; ++i) {
-        TransferState state;
+        const auto state = std::make_shared<TransferState>();
         ASSERT_TRUE(thread.Run([&] {
           MutexLock lock(mu);
-          waiting.push_back(&state);
+          waiting.push_back(state);
         }));
-        ASSERT_TRUE(thread.Await(state, Now() + kLong));
-        MutexLock lock(mu);  // its end was not the last that the driver did with it
+        ASSERT_TRUE(thread.Await(*state, Now() + kLong));
       }
     });
   }
