@@ -72,7 +72,8 @@ class TransferHandle {
   virtual bool Poll() = 0;
   // Blocks until the batch ended or `deadline` passed: kDeadlineExceeded, and the batch is
   // cancelled. Other errors: kCancelled; kUnavailable (peer gone); kNotFound (the peer withdrew the
-  // region, where the lane can tell).
+  // region, where the lane can tell). Where nobody else waits, the caller moves the bytes itself
+  // meanwhile.
   virtual absl::Status Wait(Time deadline) = 0;
   virtual void Cancel() = 0;
   // True when no byte of the local buffers will change or be read any more. After success at once.

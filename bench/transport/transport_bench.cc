@@ -7,9 +7,10 @@
 //                                                   prints "ready", waits for a line, then moves
 //                                                   batches of BATCH blocks, DEPTH of them at a
 //                                                   time; prints "GB/s p50_us p99_us"
-//   transport_bench raw MESSAGE SECONDS             one TCP stream over loopback, written and read
+//   transport_bench raw MESSAGE SECONDS [poll]      one TCP stream over loopback, written and read
 //   MESSAGE bytes at a time;
-//                                                   prints "GB/s"
+//                                                   prints "GB/s"; poll: nobody sleeps in the
+//                                                   kernel
 //
 // Blocks lie where a reader's rank puts them, so that several readers do not share cache lines;
 // within a batch they follow each other, and every batch goes to the same place: as ucx_perftest
@@ -23,6 +24,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <deque>
@@ -127,7 +129,8 @@ int Move(Transport& transport, const std::string& address, const std::string& re
 }
 
 // The writer is a child process, as a server would be.
-int Raw(uint64_t message, double seconds) {
+int Raw(uint64_t message, double seconds, bool poll) {
+  const int flags = poll ? MSG_DONTWAIT : 0;
   const int listener = socket(AF_INET, SOCK_STREAM, 0);
   sockaddr_in address{};
   address.sin_family = AF_INET;
@@ -142,7 +145,10 @@ int Raw(uint64_t message, double seconds) {
   if (child == 0) {
     const int fd = accept(listener, nullptr, nullptr);
     const std::vector<char> out(message, 0x5a);
-    while (write(fd, out.data(), out.size()) > 0) {
+    for (size_t at = 0;;) {
+      const ssize_t n = send(fd, out.data() + at, out.size() - at, flags | MSG_NOSIGNAL);
+      if (n <= 0 && !(poll && errno == EAGAIN)) break;
+      if (n > 0) at = (at + static_cast<size_t>(n)) % out.size();
     }
     _exit(0);
   }
@@ -153,7 +159,8 @@ int Raw(uint64_t message, double seconds) {
   uint64_t moved = 0;
   const auto start = Clock::now();
   while (SecondsSince(start) < seconds) {
-    const ssize_t n = read(fd, in.data(), in.size());
+    const ssize_t n = recv(fd, in.data(), in.size(), flags);
+    if (n < 0 && poll && errno == EAGAIN) continue;
     if (n <= 0) break;
     moved += static_cast<uint64_t>(n);
   }
@@ -171,8 +178,8 @@ uint64_t Number(const std::string& text) {
 }
 
 int Main(const std::vector<std::string>& args) {
-  if (args.size() == 3 && args[0] == "raw")
-    return Raw(Number(args[1]), static_cast<double>(Number(args[2])));
+  if (args.size() >= 3 && args[0] == "raw")
+    return Raw(Number(args[1]), static_cast<double>(Number(args[2])), args.size() == 4);
   if (args.size() < 2) return 2;
   if (absl::Status status = InitLog("warn", "bench"); !status.ok()) return Fail(status);
   UcxOptions options;
