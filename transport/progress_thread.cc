@@ -107,6 +107,7 @@ bool ProgressThread::Await(TransferState& state, Time deadline) {
   const bool alone = waiters_.fetch_add(1) == 0;
   const bool helping = alone && !helper_.exchange(true);
   if (helping) {
+    drives_.fetch_add(1);
     Drive(state, deadline);
     helped_at_.store(Now());
     MutexLock lock(mu_);
@@ -158,8 +159,10 @@ void ProgressThread::Loop() {
     park_ = kMinPark;
     Next next = Next::kTurn;
     Time until{};
+    uint64_t drives = 0;
     {
       MutexLock drive(drive_mu_);
+      drives = drives_.load();
       Turn();
       if (!stop) {
         next = AfterTurn(&until);
@@ -170,7 +173,7 @@ void ProgressThread::Loop() {
       if (stop && (driver_->Closed() || now_ >= closing_until)) return;
     }
     if (next == Next::kYield) Yield();
-    if (next == Next::kSleep) Sleep(until, &thread_asleep_);
+    if (next == Next::kSleep) Sleep(until, &thread_asleep_, drives);
   }
 }
 
@@ -183,7 +186,7 @@ void ProgressThread::Drive(const TransferState& state, Time until) {
     Time sleep_until{};
     const Next next = AfterTurn(&sleep_until);
     if (next == Next::kYield) Yield();
-    if (next == Next::kSleep) Sleep(std::min(until, sleep_until), &helper_asleep_);
+    if (next == Next::kSleep) Sleep(std::min(until, sleep_until), &helper_asleep_, drives_.load());
   }
 }
 
@@ -252,10 +255,10 @@ bool ProgressThread::PollFds() {
   return any;
 }
 
-void ProgressThread::Sleep(Time until, bool* asleep) {
+void ProgressThread::Sleep(Time until, bool* asleep, uint64_t drives) {
   {
     MutexLock lock(mu_);
-    if (!commands_.empty() || stopping_) return;
+    if (!commands_.empty() || stopping_ || drives_.load() != drives) return;
     *asleep = true;
   }
   int timeout_ms = -1;

@@ -112,8 +112,9 @@ class ProgressThread {
   bool RunCommands() REQUIRES(drive_mu_);
   bool PollFds() REQUIRES(drive_mu_);  // true when a watched fd was ready
   void Yield();
-  // Sleeps until something happens; `asleep` tells Run that a wake-up is needed.
-  void Sleep(Time until, bool* asleep);
+  // Sleeps until something happens; `asleep` tells Run that a wake-up is needed. Not if a caller
+  // drove since there were `drives`: what it did disarmed the event fd.
+  void Sleep(Time until, bool* asleep, uint64_t drives);
   // The thread: whether it is to stand aside.
   bool Helped() const;
   void Park();
@@ -134,6 +135,7 @@ class ProgressThread {
   std::atomic<bool> has_commands_{false};
   std::atomic<bool> stop_{false};
   std::atomic<bool> helper_{false};  // a caller drives
+  std::atomic<uint64_t> drives_{0};  // calls that drove
   std::atomic<int> waiters_{0};      // callers that wait, the one that drives among them
   std::atomic<Time> helped_at_{Time{}};
   std::atomic<Time> crowded_until_{Time{}};  // another thread wants this core: do not spin
