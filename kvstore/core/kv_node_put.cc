@@ -98,12 +98,17 @@ void KvNode::StartRun(Session* session, const kv::PutStartRequest& request,
                       absl::Span<const size_t> run, uint32_t size_class, Time now,
                       kv::PutStartResponse* response) {
   if (run.empty()) return;
-  std::vector<size_t> fresh;
+  std::vector<size_t> fresh, repeated;
   std::vector<StoredKey> owners;
+  fresh.reserve(run.size());
+  owners.reserve(run.size());
   for (size_t i : run) {
     const kv::PutItem& item = request.items[i];
     // Also a block that is twice in this call: the first takes the room, the second learns of it.
-    if (!session->started.try_emplace({item.key, request.put_id}, 0).second) continue;
+    if (!session->started.try_emplace({item.key, request.put_id}, 0).second) {
+      repeated.push_back(i);
+      continue;
+    }
     fresh.push_back(i);
     owners.push_back(session->Own(item.key));
     index_.Expect(session->Own(item.parent));  // first: the room must not come from the parent
@@ -132,11 +137,12 @@ void KvNode::StartRun(Session* session, const kv::PutStartRequest& request,
     session->started[{item.key, request.put_id}] = extent->generation;
     session->reservations[extent->generation] = {item, request.put_id,         *extent, charged,
                                                  now,  now + options_.put_ttl, false};
+    response->offsets[fresh[k]] = extent->offset;
+    response->generations[fresh[k]] = extent->generation;
   }
-  for (size_t i : run) {
-    if (response->statuses[i].ok())
-      response->statuses[i] = Started(session, request.items[i], request.put_id,
-                                      &response->offsets[i], &response->generations[i]);
+  for (size_t i : repeated) {
+    response->statuses[i] = Started(session, request.items[i], request.put_id,
+                                    &response->offsets[i], &response->generations[i]);
   }
 }
 
