@@ -1,5 +1,5 @@
-// The life of a sequence: submitted, admitted, loaded, ended. The steps in between are in
-// attention_step.cc.
+// The life of a sequence: submitted, admitted, ended or handed over. Loading is in
+// attention_load.cc, the steps in between are in attention_step.cc.
 //
 // A sequence waits without slots. Admission takes all slots that its tokens need, then an I/O
 // thread fetches. What the store does not have is computed: exactly the blocks that lack a form
@@ -50,6 +50,7 @@ void AttentionEngine::Shutdown(Duration drain) {
   {
     MutexLock lock(gate_mu_);  // what Submit took came into the mailbox before this
     closing_ = true;
+    draining_ = true;
     mailbox_.Post([this, at = Now() + drain] {
       stopping_ = true;
       stop_at_ = at;
@@ -101,6 +102,7 @@ void AttentionEngine::Loop() {
   while (!stopping_ || !sequences_.empty()) {
     mailbox_.RunPending();
     Expire();
+    SayAlive();
     Admit();
     slots_freed_ = false;
     bool worked = RecomputeOneChunk();
@@ -111,28 +113,52 @@ void AttentionEngine::Loop() {
   }
 }
 
-// Until the next deadline; those that ended wait for their transfers, which report.
+// Until the next deadline or sign of life; those that ended or are evicted wait for their
+// transfers, which report.
 Duration AttentionEngine::WaitTime() const {
   const Time now = Now();
   Time next = Time::max();
   for (const auto& [id, seq] : sequences_) {
-    if (seq->state != DecodeState::kEnded) next = std::min({next, seq->job.deadline, stop_at_});
+    if (seq->state == DecodeState::kEnded) continue;
+    next = std::min({next, seq->job.deadline, seq->last_event + options_.alive_interval});
+    if (seq->state != DecodeState::kEvicting) next = std::min(next, stop_at_);
   }
   return next == Time::max() ? Duration::max() : std::max(Duration(0), next - now);
 }
 
 void AttentionEngine::Expire() {
   const Time now = Now();
-  const bool stop = stop_at_ <= now;
+  const bool stop = MustHandOver();
   std::vector<std::shared_ptr<Sequence>> late;
   for (const auto& [id, seq] : sequences_) {
     if (stop || seq->job.deadline <= now) late.push_back(seq);
   }
   for (const auto& seq : late) {
-    Finish(seq.get(),
-           stop ? absl::UnavailableError("the attention worker is shutting down")
-                : absl::DeadlineExceededError("the request's deadline passed"),
-           StopReason::kNone);
+    if (seq->job.deadline <= now) {
+      Finish(seq.get(), absl::DeadlineExceededError("the request's deadline passed"),
+             StopReason::kNone);
+    } else {
+      HandOver(seq.get());
+    }
+  }
+}
+
+// A running sequence leaves in the store what a preempted one does; whoever takes it on loads it
+// as that would be loaded. One that does not run had left it there before, or never had it.
+void AttentionEngine::HandOver(Sequence* seq) {
+  if (seq->state == DecodeState::kRunning) return Evict(seq);  // Evicted ends it
+  if (seq->state == DecodeState::kEvicting) return;
+  Finish(seq, absl::UnavailableError("the attention worker is shutting down; handed over"),
+         StopReason::kNone);
+}
+
+void AttentionEngine::SayAlive() {
+  const Time now = Now();
+  for (const auto& [id, seq] : sequences_) {
+    if (seq->state == DecodeState::kEnded || now < seq->last_event + options_.alive_interval)
+      continue;
+    seq->last_event = now;
+    if (seq->events.on_alive) seq->events.on_alive();
   }
 }
 
@@ -169,80 +195,6 @@ void AttentionEngine::Admit() {
     metrics_->load_part.HistogramWith({"queue"}).Observe(Seconds(Now() - seq->phase_start));
     Load(seq);
   }
-}
-
-void AttentionEngine::Load(Sequence* seq) {
-  seq->state = DecodeState::kLoading;
-  seq->phase_start = Now();
-  seq->released = std::max(kSinkBlocks, seq->window());
-  seq->names.Extend(seq->computed());
-  std::vector<LoadItem> items = PlanLoad(*seq, io_->coded());
-  if (items.empty()) return Run(seq);
-  std::vector<StoredBlock> blocks;
-  blocks.reserve(items.size());
-  for (const LoadItem& item : items) {
-    switch (item.form) {
-      case LoadItem::Form::kMain:
-        blocks.push_back(io_->Main(seq->names, seq->kv, item.block));
-        break;
-      case LoadItem::Form::kWindow:
-        blocks.push_back(io_->Window(seq->names, seq->kv, item.block));
-        break;
-      case LoadItem::Form::kPartial:
-        blocks.push_back(io_->Partial(seq->names, seq->kv, seq->partial_rows()));
-        break;
-    }
-  }
-  seq->load_cancelled = std::make_shared<std::atomic<bool>>(false);
-  ++seq->pending_io;
-  fetch_pool_->Post([this, seq, items = std::move(items), blocks = std::move(blocks),
-                     cancelled = seq->load_cancelled] {
-    TransferTotals totals;
-    auto statuses = io_->Fetch(blocks, *cancelled, &totals);
-    mailbox_.Post([this, seq, items, statuses = std::move(statuses), totals] {
-      OnLoaded(seq, items, statuses, totals);
-    });
-  });
-}
-
-void AttentionEngine::OnLoaded(Sequence* seq, const std::vector<LoadItem>& items,
-                               const std::vector<absl::Status>& statuses,
-                               const TransferTotals& totals) {
-  --seq->pending_io;
-  worker::AddTotals(totals, &seq->result.get);
-  worker_metrics_->CountBytes(totals, {});
-  if (seq->state != DecodeState::kLoading)
-    return Settle(seq);  // it ended or was preempted meanwhile
-  for (const absl::Status& status : statuses) worker_metrics_->CountGet(status);
-  metrics_->load_part.HistogramWith({"fetch"}).Observe(Seconds(Now() - seq->phase_start));
-  seq->phase_start = Now();
-
-  LoadVerdict verdict = JudgeLoad(items, statuses);
-  seq->missing = std::move(verdict.compute);
-  for (int b : verdict.encode) {
-    if (absl::Status status = EncodePage(seq, b); !status.ok())
-      return Finish(seq, std::move(status), StopReason::kNone);
-  }
-  PutBlocks(seq, verdict.encode, {}, /*partial=*/false);
-  if (seq->missing.empty()) return Run(seq);
-  seq->state = DecodeState::kRecomputing;
-  recomputing_[seq->id] = seq;
-}
-
-// The page of a window block is made from the same rows that its bf16 copy holds.
-absl::Status AttentionEngine::EncodePage(Sequence* seq, int b) {
-  const KvPool& pool = seq->kv.pool();
-  for (int layer = 0; layer < pool.shape().num_layers; ++layer) {
-    RETURN_IF_ERROR(runner_->codec().EncodeLayer(layer,
-                                                 pool.block_layer(seq->kv.at(b).block, layer),
-                                                 pool.page_layer(seq->kv.at(b).page, layer)));
-  }
-  return absl::OkStatus();
-}
-
-void AttentionEngine::Run(Sequence* seq) {
-  seq->state = DecodeState::kRunning;
-  running_[seq->id] = seq;
 }
 
 void AttentionEngine::PutBlocks(Sequence* seq, absl::Span<const int> mains,
@@ -296,7 +248,7 @@ void AttentionEngine::Finish(Sequence* seq, const absl::Status& status, StopReas
   LogInfo("decode ended", {{"request", seq->job.request_id},
                            {"status", absl::StatusCodeToString(status.code())},
                            {"tokens", absl::StrCat(seq->tokens.size())},
-                           {"generated", absl::StrCat(seq->tokens.size() - seq->job.tokens.size())},
+                           {"generated", absl::StrCat(seq->generated)},
                            {"recomputed", absl::StrCat(seq->result.recomputed_tokens)},
                            {"preemptions", absl::StrCat(seq->result.preemptions)},
                            {"seconds", absl::StrCat(Seconds(Now() - seq->arrived))}});

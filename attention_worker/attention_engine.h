@@ -5,6 +5,10 @@
 // one chunk of recomputation, one decode step of all sequences that run. Fetches and puts run on
 // I/O threads. Slots short: the youngest sequence gives up its slots, with its window put as
 // hand-over blocks, and waits to be loaded again; the oldest always goes on.
+//
+// A sequence comes with all its tokens, so it can have been decoded by another worker before, or by
+// this one before it was preempted. How it then goes on with the very bits that the first one would
+// have gone on with is written at the head of attention_load.cc.
 #pragma once
 
 #include <atomic>
@@ -30,6 +34,7 @@ struct AttentionEngineOptions {
   int max_batch = 32;      // sequences with slots
   int max_queue = 256;     // sequences without
   int chunk_tokens = 256;  // of recomputation between two decode steps; a multiple of 64
+  Duration alive_interval = std::chrono::seconds(1);  // between signs of life of a quiet sequence
 };
 
 struct AttentionLoad {
@@ -53,9 +58,11 @@ class AttentionEngine {
   // Ends the sequence with kCancelled before the next step, unless it ended before.
   void Cancel(uint64_t id);
   AttentionLoad load() const { return {waiting_count_.load(), running_count_.load()}; }
+  bool draining() const { return draining_; }
 
-  // Refuses new sequences, lets those taken go on for `drain`, ends the rest with kUnavailable.
-  // Returns when all slots are free.
+  // Refuses new sequences, lets those taken go on for `drain`, hands the rest over: their windows
+  // and last rows are put, then they end with kUnavailable. Returns when all slots are free, that
+  // is within `drain` and the time that one put may take.
   void Shutdown(Duration drain);
 
  private:
@@ -66,12 +73,15 @@ class AttentionEngine {
   void Loop();
   Duration WaitTime() const;
   void Expire();
+  void SayAlive();
   void Begin(const std::shared_ptr<Sequence>& seq);
 
   void Admit();
   void Load(Sequence* seq);
   void OnLoaded(Sequence* seq, const std::vector<LoadItem>& items,
                 const std::vector<absl::Status>& statuses, const TransferTotals& totals);
+  void Fetch(Sequence* seq, std::vector<LoadItem> items);
+  bool GoBack(Sequence* seq, std::vector<int>* missing);
   absl::Status EncodePage(Sequence* seq, int b);
   void Run(Sequence* seq);
 
@@ -90,6 +100,8 @@ class AttentionEngine {
   // on in this turn.
   bool MakeRoom(Sequence* seq);
   void Preempt(Sequence* seq);
+  // Takes the sequence's slots, after what the store lacks of a running one has been put.
+  void Evict(Sequence* seq);
   void Evicted(Sequence* seq);
 
   // Puts full blocks in the background; `windows`: which of them also as bf16 copies.
@@ -97,6 +109,8 @@ class AttentionEngine {
                  bool partial);
   void OnPut(Sequence* seq, const worker::PutOutcome& outcome, const std::vector<int>& windows);
 
+  bool MustHandOver() const { return stop_at_ <= Now(); }
+  void HandOver(Sequence* seq);
   void Finish(Sequence* seq, const absl::Status& status, StopReason reason);
   // After a transfer ended: frees what waited for it.
   void Settle(Sequence* seq);
@@ -114,6 +128,7 @@ class AttentionEngine {
   std::atomic<uint64_t> next_id_{1};
   std::atomic<int> taken_{0};  // submitted and not ended; grows under gate_mu_
   std::atomic<int> waiting_count_{0}, running_count_{0};
+  std::atomic<bool> draining_{false};
   Mutex gate_mu_;
   bool closing_ GUARDED_BY(gate_mu_) = false;
   worker::CancelFlags cancel_flags_;
@@ -126,7 +141,7 @@ class AttentionEngine {
   bool slots_freed_ = false;      // since the last admission
   std::vector<float> logits_;
   bool stopping_ = false;       // ends when no sequence is left
-  Time stop_at_ = Time::max();  // when to end those that are left
+  Time stop_at_ = Time::max();  // when to hand over those that are left
 
   std::thread thread_;
 };

@@ -19,11 +19,12 @@ constexpr Duration kDefaultDeadline = std::chrono::minutes(10);
 class DecodeReactor final : public grpc::ServerWriteReactor<v1::DecodeResponse> {
  public:
   DecodeReactor(AttentionEngine* engine, DecodeJob job) : engine_(engine) {
-    auto id = engine->Submit(std::move(job),
-                             {[this](const SampledToken& token) { OnToken(token); },
-                              [this](const absl::Status& status, const DecodeResult& result) {
-                                OnEnd(status, result);
-                              }});
+    auto id = engine->Submit(
+        std::move(job),
+        {[this](const SampledToken& token) { OnToken(token); }, [this] { OnAlive(); },
+         [this](const absl::Status& status, const DecodeResult& result) {
+           OnEnd(status, result);
+         }});
     id_ = id.value_or(0);
     if (!id.ok()) Finish(rpc::ToGrpc(id.status()));
   }
@@ -47,9 +48,13 @@ class DecodeReactor final : public grpc::ServerWriteReactor<v1::DecodeResponse> 
       has_pending_ = true;
     });
   }
+  void OnAlive() {
+    Update([&]() REQUIRES(mu_) { has_pending_ = true; });
+  }
   void OnEnd(const absl::Status& status, const DecodeResult& result) {
     Update([&]() REQUIRES(mu_) {
-      if (status.ok()) {
+      // UNAVAILABLE is the engine's hand-over: a summary without a finish reason.
+      if (status.ok() || absl::IsUnavailable(status)) {
         ToWire(result, &pending_);
         has_pending_ = true;
       }
@@ -107,6 +112,7 @@ grpc::ServerUnaryReactor* AttentionService::GetInfo(grpc::CallbackServerContext*
   const AttentionLoad load = engine_->load();
   response->set_running(load.running);
   response->set_waiting(load.waiting);
+  response->set_draining(engine_->draining());
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   reactor->Finish(grpc::Status::OK);
   return reactor;

@@ -126,12 +126,22 @@ void AttentionEngine::RunBatch(absl::Span<Sequence* const> batch) {
 // The step of `seq` is done: its last token has K and V now, and the next one is chosen.
 void AttentionEngine::Accept(Sequence* seq, absl::Span<const float> logits) {
   const int next = seq->position() + 1;
-  const SampledToken sampled = Sample(logits, seq->job.sampling, seq->tokens, next);
-  if (sampled.token < 0)
-    return Finish(seq, absl::InternalError("the model's logits are not numbers"),
-                  StopReason::kNone);
+  const bool replayed = !seq->replay.empty();
+  SampledToken sampled;
+  if (replayed) {
+    sampled.token = seq->replay.front();
+    seq->replay.pop_front();
+    ++seq->result.recomputed_tokens;
+    metrics_->recomputed_tokens.Increment();
+  } else {
+    sampled = Sample(logits, seq->job.sampling, seq->tokens, next);
+    if (sampled.token < 0)
+      return Finish(seq, absl::InternalError("the model's logits are not numbers"),
+                    StopReason::kNone);
+    ++seq->generated;
+    metrics_->tokens.Increment();
+  }
   seq->tokens.push_back(sampled.token);
-  metrics_->tokens.Increment();
   if (next % kBlockTokens == 0) {
     const int full = BlockOf(next) - 1;
     seq->names.Extend(seq->computed());
@@ -139,6 +149,8 @@ void AttentionEngine::Accept(Sequence* seq, absl::Span<const float> logits) {
     if (io_->IsPage(full)) windows.push_back(full);
     PutBlocks(seq, {full}, windows, /*partial=*/false);
   }
+  if (replayed) return;
+  seq->last_event = Now();
   seq->events.on_token(sampled);
   const StopReason reason = seq->Stop(runner_->config().max_position_embeddings);
   if (reason != StopReason::kNone) Finish(seq, absl::OkStatus(), reason);
@@ -166,6 +178,10 @@ bool AttentionEngine::MakeRoom(Sequence* seq) {
 void AttentionEngine::Preempt(Sequence* seq) {
   ++seq->result.preemptions;
   metrics_->preemptions.Increment();
+  Evict(seq);
+}
+
+void AttentionEngine::Evict(Sequence* seq) {
   if (seq->load_cancelled != nullptr) seq->load_cancelled->store(true);
   recomputing_.erase(seq->id);
   const bool ran = running_.erase(seq->id) > 0;
@@ -192,6 +208,7 @@ void AttentionEngine::Evicted(Sequence* seq) {
   seq->state = DecodeState::kWaiting;
   waiting_[seq->id] = seq;
   slots_freed_ = true;
+  if (MustHandOver()) HandOver(seq);
 }
 
 }  // namespace oscarkv

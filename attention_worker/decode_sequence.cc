@@ -11,7 +11,9 @@
 namespace oscarkv {
 namespace {
 constexpr int kMaxStopTokens = 1024;
-}
+// The tokens of the block that was being filled, and of one whose put had not ended.
+constexpr int kMaxReplay = 2 * kBlockTokens;
+}  // namespace
 
 absl::Status CheckJob(const DecodeJob& job, const ModelConfig& config) {
   RETURN_IF_ERROR(
@@ -44,7 +46,15 @@ DecodeSequence::DecodeSequence(uint64_t id, DecodeJob job_in, DecodeEvents event
       kv(pool),
       cancelled(std::move(cancelled)),
       arrived(now),
-      phase_start(now) {}
+      phase_start(now),
+      last_event(now) {}
+
+void DecodeSequence::Rewind(int new_position) {
+  replay.insert(replay.begin(), tokens.begin() + new_position + 1, tokens.end());
+  tokens.resize(new_position + 1);
+  names = worker::ChainNames(names.name_space());
+  names.Extend(computed());
+}
 
 StopReason DecodeSequence::Stop(int max_context) const {
   const int answered = static_cast<int>(tokens.size()) - job.prompt_tokens;
@@ -124,6 +134,14 @@ LoadVerdict JudgeLoad(absl::Span<const LoadItem> items, absl::Span<const absl::S
     }
   }
   return verdict;
+}
+
+int ReplayStart(const DecodeSequence& seq, absl::Span<const int> missing) {
+  if (missing.empty() || missing.back() != seq.block()) return seq.position();
+  size_t first = missing.size() - 1;
+  while (first > 0 && missing[first - 1] == missing[first] - 1) --first;
+  const int start = std::max(missing[first] * kBlockTokens, seq.job.prompt_tokens);
+  return seq.position() - start <= kMaxReplay ? std::min(start, seq.position()) : seq.position();
 }
 
 }  // namespace oscarkv

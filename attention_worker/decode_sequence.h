@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <set>
@@ -47,6 +48,7 @@ struct DecodeResult {
 // Called from the engine's thread; must not block. on_done comes exactly once and last.
 struct DecodeEvents {
   std::function<void(const SampledToken&)> on_token;
+  std::function<void()> on_alive;  // may be empty; while there are no tokens
   std::function<void(const absl::Status&, const DecodeResult&)> on_done;
 };
 
@@ -76,6 +78,9 @@ struct DecodeSequence {
     return computed().subspan(block() * kBlockTokens);
   }
   bool holds_slots() const { return state != DecodeState::kWaiting; }
+  // Goes back to `new_position`, at or behind the end of the prompt: the tokens behind the next one
+  // become `replay`.
+  void Rewind(int new_position);
   // Whether the last token ends the answer.
   StopReason Stop(int max_context) const;
   // Fills kv_bytes_* of `result`.
@@ -85,6 +90,9 @@ struct DecodeSequence {
   const DecodeJob job;
   DecodeEvents events;
   std::vector<int32_t> tokens;
+  // Tokens of the answer that follow `tokens`: known already, but not all that is before them has
+  // K and V. Decode steps take them one by one instead of sampling.
+  std::deque<int32_t> replay;
   worker::ChainNames names;
   SequenceKv kv;
   DecodeState state = DecodeState::kWaiting;
@@ -96,8 +104,9 @@ struct DecodeSequence {
   std::set<int> window_puts;   // blocks whose bf16 slot a put is reading
   std::vector<int> missing;    // ascending: blocks to compute before it may run
   int released = kSinkBlocks;  // bf16 slots of coded blocks before this one were given back
+  int generated = 0;           // tokens chosen here
   DecodeResult result;
-  Time arrived, phase_start;
+  Time arrived, phase_start, last_event;
 };
 
 // The slots with which a sequence at `position` starts: a bf16 slot for the sink and every block
@@ -127,5 +136,9 @@ struct LoadVerdict {
   std::vector<int> encode;
 };
 LoadVerdict JudgeLoad(absl::Span<const LoadItem> items, absl::Span<const absl::Status> statuses);
+
+// Where a sequence whose blocks `missing` (ascending) have to be computed goes back to, see
+// attention_load.cc; its position: it need not.
+int ReplayStart(const DecodeSequence& seq, absl::Span<const int> missing);
 
 }  // namespace oscarkv

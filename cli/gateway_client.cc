@@ -2,14 +2,21 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <algorithm>
+#include <random>
+#include <thread>
+
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "common/rpc/status.h"
 #include "oscarkv/v1/gateway.grpc.pb.h"
 
 namespace oscarkv::cli {
 namespace {
 constexpr Duration kShortCall = std::chrono::seconds(20);
-}
+constexpr Duration kRetryPause = std::chrono::milliseconds(200);  // times the number of attempts
+constexpr Duration kReconnect = std::chrono::seconds(5);
+}  // namespace
 
 struct GatewayClient::Impl {
   std::shared_ptr<grpc::Channel> channel;
@@ -23,6 +30,11 @@ absl::StatusOr<std::unique_ptr<GatewayClient>> GatewayClient::Connect(const std:
                                                                       Duration wait) {
   auto impl = std::make_unique<Impl>();
   grpc::ChannelArguments args;
+  args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 200);
+  args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
+  // A gateway's host that vanished: otherwise only the request's deadline would end the wait.
+  args.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 10'000);
+  args.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
   args.SetMaxReceiveMessageSize(64 << 20);
   impl->channel = grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), args);
   if (!impl->channel->WaitForConnected(rpc::ToSystem(SteadyClock::Get()->Now() + wait))) {
@@ -42,6 +54,35 @@ absl::Status GatewayClient::Generate(
   v1::GenerateResponse message;
   while (reader->Read(&message)) on_message(message);
   return rpc::FromGrpc(reader->Finish());
+}
+
+absl::Status GatewayClient::GenerateWithRetries(
+    v1::GenerateRequest request, Duration timeout, int retries,
+    const std::function<void(const v1::GenerateResponse&)>& on_message,
+    const std::function<void(const absl::Status&)>& on_retry) {
+  const Time deadline = SteadyClock::Get()->Now() + timeout;
+  if (request.request_id().empty()) {
+    std::random_device random;
+    request.set_request_id(absl::StrFormat("cli-%08x%08x", random(), random()));
+  }
+  for (int attempt = 1;; ++attempt) {
+    request.set_attempt(attempt);
+    const Time now = SteadyClock::Get()->Now();
+    absl::Status status = Generate(request, std::max(Duration(0), deadline - now),
+                                   [&](const v1::GenerateResponse& message) {
+                                     for (const v1::Token& token : message.tokens())
+                                       request.add_resume_tokens(token.id());
+                                     on_message(message);
+                                   });
+    // gRPC says kUnknown ("Stream removed") for some of the ways in which a connection breaks.
+    if ((!absl::IsUnavailable(status) && !absl::IsUnknown(status)) || attempt > retries)
+      return status;
+    on_retry(status);
+    const Time next = std::min(deadline, SteadyClock::Get()->Now() + attempt * kRetryPause);
+    std::this_thread::sleep_until(next);
+    // Asks for a connection again; the call's own status tells when there is none.
+    impl_->channel->WaitForConnected(rpc::ToSystem(std::min(deadline, next + kReconnect)));
+  }
 }
 
 // One unary call with a short deadline.

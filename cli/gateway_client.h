@@ -22,6 +22,13 @@ class GatewayClient {
   // Calls `on_message` for each message of the stream.
   absl::Status Generate(const v1::GenerateRequest& request, Duration timeout,
                         const std::function<void(const v1::GenerateResponse&)>& on_message);
+  // The same, and when the stream breaks the request is sent again, with the tokens got so far, up
+  // to `retries` times and within the same timeout: the messages go on as if nothing had been.
+  // Gives the request an id if it has none. `on_retry` hears why.
+  absl::Status GenerateWithRetries(
+      v1::GenerateRequest request, Duration timeout, int retries,
+      const std::function<void(const v1::GenerateResponse&)>& on_message,
+      const std::function<void(const absl::Status&)>& on_retry);
   absl::StatusOr<v1::TokenizeResponse> Tokenize(const std::string& text);
   absl::StatusOr<v1::GetModelResponse> GetModel();
   absl::StatusOr<v1::GetStatusResponse> GetStatus();

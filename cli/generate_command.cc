@@ -64,6 +64,13 @@ class GenerateCommand final : public Command {
                        "Give up when the answer is not complete by then");
     table->AddBool("json", &json_,
                    "Print one JSON object with text, tokens and usage instead of streaming text");
+    table->AddBool("jsonl", &jsonl_,
+                   "Print a JSON object a line: text and tokens as they come, then the usage");
+    table->AddInt("retries", &retries_, 0, 1000,
+                  "When the connection breaks or the gateway goes: how often to ask again for the "
+                  "rest of the answer");
+    table->AddString("request-id", &request_id_, "ID",
+                     "Name of the request in the gateway's and workers' logs; empty: any");
     table->AddBool("usage", &usage_, "Print a usage line on stderr behind the answer");
   }
 
@@ -72,32 +79,7 @@ class GenerateCommand final : public Command {
     if (!model_.empty()) return RunLocal(request);
     ASSIGN_OR_RETURN(std::unique_ptr<GatewayClient> client,
                      GatewayClient::Connect(gateway_, std::chrono::seconds(5)));
-    nlohmann::json tokens = nlohmann::json::array();
-    std::string text;
-    v1::GenerateResponse last;
-    const absl::Status status =
-        client->Generate(request, timeout_, [&](const v1::GenerateResponse& r) {
-          text += r.text();
-          for (const v1::Token& t : r.tokens()) tokens.push_back(TokenJson(t));
-          if (!json_) {
-            std::fwrite(r.text().data(), 1, r.text().size(), stdout);
-            std::fflush(stdout);
-          }
-          if (r.has_usage()) last = r;
-        });
-    if (!json_ && !text.empty() && text.back() != '\n') std::fputc('\n', stdout);
-    RETURN_IF_ERROR(status);
-    if (json_) {
-      const nlohmann::json out = {{"request_id", last.request_id()},
-                                  {"text", text},
-                                  {"tokens", tokens},
-                                  {"finish_reason", FinishReasonName(last.finish_reason())},
-                                  {"usage", UsageJson(last.usage())}};
-      std::cout << out.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << std::endl;
-    } else if (usage_) {
-      std::cerr << FormatUsage(last.usage()) << std::endl;
-    }
-    return absl::OkStatus();
+    return Ask(*client, request);
   }
 
  private:
@@ -133,7 +115,49 @@ class GenerateCommand final : public Command {
     for (const std::string& stop : stop_) r.add_stop(stop);
     r.set_ignore_eos(ignore_eos_);
     r.set_tenant(tenant_);
+    r.set_request_id(request_id_);
     return r;
+  }
+
+  absl::Status Ask(GatewayClient& client, const v1::GenerateRequest& request) {
+    nlohmann::json tokens = nlohmann::json::array();
+    std::string text;
+    v1::GenerateResponse last;
+    const absl::Status status = client.GenerateWithRetries(
+        request, timeout_, retries_,
+        [&](const v1::GenerateResponse& r) {
+          text += r.text();
+          nlohmann::json new_tokens = nlohmann::json::array();
+          for (const v1::Token& t : r.tokens()) new_tokens.push_back(TokenJson(t));
+          tokens.insert(tokens.end(), new_tokens.begin(), new_tokens.end());
+          if (jsonl_) {
+            PrintJson({{"text", r.text()}, {"tokens", new_tokens}});
+          } else if (!json_) {
+            std::fwrite(r.text().data(), 1, r.text().size(), stdout);
+            std::fflush(stdout);
+          }
+          if (r.has_usage()) last = r;
+        },
+        [](const absl::Status& lost) {
+          PrintError(absl::Status(lost.code(), absl::StrCat(lost.message(), "; trying again")));
+        });
+    const bool plain = !json_ && !jsonl_;
+    if (plain && !text.empty() && text.back() != '\n') std::fputc('\n', stdout);
+    RETURN_IF_ERROR(status);
+    if (!plain) {
+      nlohmann::json out = {{"request_id", last.request_id()},
+                            {"finish_reason", FinishReasonName(last.finish_reason())},
+                            {"usage", UsageJson(last.usage())}};
+      if (json_) out.update({{"text", text}, {"tokens", tokens}});
+      PrintJson(out);
+    } else if (usage_) {
+      std::cerr << FormatUsage(last.usage()) << std::endl;
+    }
+    return absl::OkStatus();
+  }
+
+  static void PrintJson(const nlohmann::json& json) {
+    std::cout << json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << std::endl;
   }
 
   // Without servers; stop strings and tenants belong to the gateway.
@@ -171,7 +195,7 @@ class GenerateCommand final : public Command {
     }));
     if (json_) {
       const nlohmann::json out = {{"text", tokenizer->Decode(ids)}, {"tokens", tokens}};
-      std::cout << out.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << std::endl;
+      PrintJson(out);
     } else {
       std::printf("%s\n", decoder.Finish().c_str());
     }
@@ -191,7 +215,9 @@ class GenerateCommand final : public Command {
   float temperature_ = 0, top_p_ = 1, min_p_ = 0, repetition_penalty_ = 1;
   uint64_t seed_ = 0;
   std::vector<std::string> stop_;
-  bool ignore_eos_ = false, json_ = false, usage_ = false;
+  std::string request_id_;
+  int retries_ = 0;
+  bool ignore_eos_ = false, json_ = false, jsonl_ = false, usage_ = false;
   Duration timeout_ = std::chrono::minutes(10);
 };
 

@@ -11,15 +11,19 @@
 namespace oscarkv::cli {
 
 std::string FormatUsage(const v1::Usage& u) {
+  const std::string resumed = u.resumes() == 0
+                                  ? ""
+                                  : absl::StrFormat("; resumed %d times (%d tokens recomputed)",
+                                                    u.resumes(), u.recomputed_tokens());
   return absl::StrFormat(
       "%d prompt tokens (%d from the cache), %d generated; TTFT %s, %s per token; KV %s (bf16: %s, "
-      "%.2fx); shipped %s over %s",
+      "%.2fx); shipped %s over %s%s",
       u.prompt_tokens(), u.cached_tokens(), u.generated_tokens(), FormatMicros(u.ttft_us()),
       FormatMicros(u.tpot_us()), FormatBytes(u.kv_bytes_stored()), FormatBytes(u.kv_bytes_bf16()),
       u.kv_bytes_stored() == 0
           ? 0.0
           : static_cast<double>(u.kv_bytes_bf16()) / static_cast<double>(u.kv_bytes_stored()),
-      FormatBytes(u.bytes_put() + u.bytes_got()), absl::StrJoin(u.lanes(), ", "));
+      FormatBytes(u.bytes_put() + u.bytes_got()), absl::StrJoin(u.lanes(), ", "), resumed);
 }
 
 nlohmann::json UsageJson(const v1::Usage& u) {
@@ -34,7 +38,9 @@ nlohmann::json UsageJson(const v1::Usage& u) {
           {"bytes_got", u.bytes_got()},
           {"lanes", std::vector<std::string>(u.lanes().begin(), u.lanes().end())},
           {"prefill_worker", u.prefill_worker()},
-          {"attention_worker", u.attention_worker()}};
+          {"attention_worker", u.attention_worker()},
+          {"resumes", u.resumes()},
+          {"recomputed_tokens", u.recomputed_tokens()}};
 }
 
 std::string FinishReasonName(v1::FinishReason reason) {

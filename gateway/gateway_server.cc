@@ -99,6 +99,11 @@ void AddOptions(OptionTable* table, GatewayOptions* o) {
                      "How often each worker is asked how it is.");
   table->AddDuration("poll-timeout", &o->poll_timeout, milliseconds(50), minutes(1),
                      "A worker that does not answer for so long is not used.");
+  table->AddDuration("worker-silence", &o->worker_silence, milliseconds(1500), minutes(10),
+                     "An attention worker that sends neither a token nor a sign of life (one a "
+                     "second) for so long is left, its answers are continued on others.");
+  table->AddInt("max-resumes", &o->max_resumes, 0, 100,
+                "How often an answer may be continued on another attention worker.");
   table->AddDuration("worker-wait", &o->worker_wait, milliseconds(0), minutes(10),
                      "How long the start waits for the workers' first answers.");
   table->AddBytes("max-message-size", &o->max_message_bytes, 64u << 10, 1u << 30,
@@ -156,6 +161,8 @@ absl::Status GatewayServer::Impl::Load(MetricRegistry* registry,
                             static_cast<uint32_t>(config.vocab_size)};
   pipeline_options.eos_tokens.assign(config.eos_token_ids.begin(), config.eos_token_ids.end());
   pipeline_options.match_timeout = options.match_timeout;
+  pipeline_options.max_resumes = options.max_resumes;
+  pipeline_options.worker_silence = options.worker_silence;
   // Different in every process, so that ids from several gateways do not meet in a worker.
   const std::string name = absl::StrFormat("%08x", std::random_device()());
   pipeline = std::make_unique<RequestPipeline>(

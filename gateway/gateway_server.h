@@ -29,6 +29,8 @@ struct GatewayOptions {
   Duration match_timeout = std::chrono::milliseconds(100);
   Duration poll_interval = std::chrono::seconds(1);
   Duration poll_timeout = std::chrono::seconds(3);
+  Duration worker_silence = std::chrono::seconds(10);
+  int max_resumes = 3;
   Duration worker_wait = std::chrono::seconds(5);
   uint64_t max_message_bytes = 16u << 20;
 };

@@ -8,6 +8,10 @@ GatewayMetrics::GatewayMetrics(MetricRegistry* r)
       retries(r->AddCounter("oscarkv_gateway_retries_total",
                             "Calls repeated on another worker, by stage (prefill, decode).",
                             {"stage"})),
+      resumes(r->AddCounter("oscarkv_gateway_resumes_total",
+                            "Answers continued on another attention worker, by what became of the "
+                            "former one (failed, silent, handed_over).",
+                            {"reason"})),
       worker_failures(r->AddCounter("oscarkv_gateway_worker_failures_total",
                                     "Prefill and Decode calls that a worker failed.",
                                     {"role", "endpoint"})),
@@ -34,6 +38,11 @@ GatewayMetrics::GatewayMetrics(MetricRegistry* r)
                                    "Mean time per token after the first, of each finished answer.",
                                    LatencySecondsBounds())
                        .GetHistogram()),
+      resume_seconds(r->AddHistogram("oscarkv_gateway_resume_seconds",
+                                     "From the last token before an answer lost its attention "
+                                     "worker to the first one from another.",
+                                     LatencySecondsBounds())
+                         .GetHistogram()),
       prompt_tokens(r->AddCounter("oscarkv_gateway_prompt_tokens_total",
                                   "Prompt tokens of requests that reached their first token.")
                         .Get()),
@@ -44,6 +53,9 @@ GatewayMetrics::GatewayMetrics(MetricRegistry* r)
           r->AddCounter("oscarkv_gateway_generated_tokens_total", "Tokens sent to clients.").Get()),
       match_failures(r->AddCounter("oscarkv_gateway_match_failures_total",
                                    "Prefix lookups that failed and counted as a miss.")
+                         .Get()),
+      client_retries(r->AddCounter("oscarkv_gateway_client_retries_total",
+                                   "Requests that came with the tokens of an earlier attempt.")
                          .Get()),
       blocks_not_stored(
           r->AddCounter("oscarkv_gateway_blocks_not_stored_total",

@@ -10,6 +10,7 @@ struct GatewayMetrics {
 
   MetricFamily& requests;         // {code}
   MetricFamily& retries;          // {stage}
+  MetricFamily& resumes;          // {reason}
   MetricFamily& worker_failures;  // {role, endpoint}
   MetricFamily& worker_up;        // {role, endpoint}
   Metric& running;
@@ -18,10 +19,12 @@ struct GatewayMetrics {
   Histogram& queue_seconds;
   Histogram& ttft_seconds;
   Histogram& tpot_seconds;
+  Histogram& resume_seconds;
   Metric& prompt_tokens;
   Metric& cached_tokens;
   Metric& generated_tokens;
   Metric& match_failures;
+  Metric& client_retries;
   Metric& blocks_not_stored;
   Histogram& compression_ratio;
 };

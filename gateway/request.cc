@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/log.h"
+#include "common/status_macros.h"
 #include "gateway/prefix_match.h"
 #include "gateway/usage.h"
 
@@ -30,6 +31,7 @@ bool MayBeTheWorker(const absl::Status& status) {
     case absl::StatusCode::kAborted:
     case absl::StatusCode::kResourceExhausted:
     case absl::StatusCode::kCancelled:  // not by us: a worker that is going away
+    case absl::StatusCode::kUnknown:    // gRPC's "Stream removed": the connection broke
       return true;
     default:
       return false;
@@ -86,15 +88,47 @@ void Request::Prepare() {
   const absl::StatusOr<uint32_t> max_tokens =
       MaxAnswerTokens(input_.max_tokens, tokens.size(), env_->options.limits, model);
   if (!max_tokens.ok()) return Fail(max_tokens.status());
+  Leftovers left;
   MutexLock lock(mu_);
   if (ended_) return;
   tokens_ = std::move(tokens);
   usage_.prompt_tokens = static_cast<uint32_t>(tokens_.size());
   route_.prompt_tokens = tokens_.size();
   route_.max_tokens = *max_tokens;
+  FinishReason finish = FinishReason::kNone;
+  if (absl::Status status = TakeResumeTokens(&finish); !status.ok()) return End(status, &left);
+  // Only the end of the answer got lost, with the text that was held back.
+  if (finish != FinishReason::kNone) return Relay({}, finish, &left);
   stage_ = "waiting for other requests to end";
   // Under the lock, because Cancel destroys the ticket. OnSlot takes no lock of ours.
   ticket_->Ready([self = shared_from_this()] { self->OnSlot(); });
+}
+
+absl::Status Request::TakeResumeTokens(FinishReason* finish) {
+  const std::vector<int32_t>& answer = input_.resume_tokens;
+  if (answer.size() > route_.max_tokens) {
+    return absl::InvalidArgumentError(absl::StrCat("resume_tokens has ", answer.size(),
+                                                   " ids: allowed are up to max_tokens, ",
+                                                   route_.max_tokens));
+  }
+  for (size_t i = 0; i < answer.size(); ++i) {
+    if (*finish != FinishReason::kNone) {
+      return absl::InvalidArgumentError(absl::StrCat("resume_tokens[", i - 1, "] is ",
+                                                     answer[i - 1],
+                                                     ": it ends the answer, allowed is that only "
+                                                     "for the last one of them, [",
+                                                     answer.size() - 1, "]"));
+    }
+    text_.Push(answer[i]);  // the client has this text
+    if (text_.IsStopToken(answer[i])) *finish = FinishReason::kStopToken;
+    if (text_.stopped()) *finish = FinishReason::kStopString;
+  }
+  if (*finish == FinishReason::kNone && answer.size() == route_.max_tokens)
+    *finish = FinishReason::kLength;
+  tokens_.insert(tokens_.end(), answer.begin(), answer.end());
+  usage_.generated_tokens = static_cast<uint32_t>(answer.size());
+  decoding_ = resumed_by_client();
+  return absl::OkStatus();
 }
 
 void Request::OnSlot() {
@@ -115,9 +149,12 @@ void Request::Match() {
     stage_ = "asking the store for the prompt's prefix";
     prompt = tokens_;
   }
-  const Time until = std::min(deadline_, deps.clock->Now() + env_->options.match_timeout);
-  const PrefixMatch match = MatchPrefix(deps.store, *model, input_.tenant, prompt, until);
-  if (match.failed) deps.metrics->match_failures.Increment();
+  PrefixMatch match;
+  if (!resumed_by_client()) {
+    const Time until = std::min(deadline_, deps.clock->Now() + env_->options.match_timeout);
+    match = MatchPrefix(deps.store, *model, input_.tenant, prompt, until);
+    if (match.failed) deps.metrics->match_failures.Increment();
+  }
   absl::Status picked;
   {
     MutexLock lock(mu_);
@@ -126,11 +163,16 @@ void Request::Match() {
     route_.cached_tokens = std::min(match.cached_tokens, route_.prompt_tokens);
     route_.affinity = match.affinity;
     // Both at once: a prompt that nobody could decode is not worth a prefill.
-    picked = PickWorker(WorkerRole::kPrefill);
+    if (!resumed_by_client()) picked = PickWorker(WorkerRole::kPrefill);
     if (picked.ok()) picked = PickWorker(WorkerRole::kAttention);
   }
   if (!picked.ok()) return Fail(picked);
-  StartPrefill();
+  if (resumed_by_client()) {
+    deps.metrics->client_retries.Increment();
+    StartDecode();
+  } else {
+    StartPrefill();
+  }
 }
 
 absl::Status Request::PickWorker(WorkerRole role) {
@@ -177,7 +219,7 @@ void Request::OnPrefill(uint64_t number, absl::StatusOr<PrefillResult> result) {
     if (!Current(number)) return;
     CallIsOver();
     if (!result.ok()) {
-      const absl::Status retry = Retry(WorkerRole::kPrefill, result.status());
+      const absl::Status retry = Retry(WorkerRole::kPrefill, result.status(), "failed");
       if (!retry.ok()) return End(retry, &left);
     } else {
       GatewayMetrics& metrics = *env_->deps.metrics;
@@ -188,7 +230,6 @@ void Request::OnPrefill(uint64_t number, absl::StatusOr<PrefillResult> result) {
       metrics.cached_tokens.Add(usage_.cached_tokens);
       metrics.blocks_not_stored.Add(result->blocks_not_stored);
       const int32_t token = result->first_token.token;
-      tokens_.push_back(token);
       Relay({std::move(result->first_token)}, FirstTokenFinish(token), &left);
       if (ended_) return;
     }
@@ -222,6 +263,8 @@ void Request::StartDecode() {
     }
     worker = attention_.index();
     number = ++call_number_;
+    heard_ = env_->deps.clock->Now();
+    has_summary_ = handed_over_ = false;
     usage_.attention_worker = workers.attention(worker).endpoint();
     call = {input_.request_id,
             tokens_,
@@ -243,9 +286,15 @@ void Request::OnTokens(uint64_t number, DecodeEvent event) {
   Leftovers left;
   MutexLock lock(mu_);
   if (!Current(number)) return;
-  decoding_ = decoding_ || !event.tokens.empty();
+  heard_ = env_->deps.clock->Now();
+  if (!event.tokens.empty()) {
+    decoding_ = true;
+    failed_attention_.clear();
+  }
   if (event.summary) {
     has_summary_ = true;
+    handed_over_ = event.finish == FinishReason::kNone;
+    usage_.recomputed_tokens += event.summary->recomputed_tokens;
     usage_.kv_bytes_bf16 = event.summary->kv_bytes_bf16;
     usage_.kv_bytes_stored = event.summary->kv_bytes_stored;
     AddTransfers(event.summary->put, event.summary->get, &usage_);
@@ -268,7 +317,8 @@ void Request::OnDecodeDone(uint64_t number, const absl::Status& status) {
     CallIsOver();
     const absl::Status error =
         status.ok() ? absl::InternalError("the stream ended without a finish reason") : status;
-    const absl::Status retry = Retry(WorkerRole::kAttention, error);
+    const absl::Status retry =
+        Retry(WorkerRole::kAttention, error, handed_over_ ? "handed_over" : "failed");
     if (!retry.ok()) return End(retry, &left);
   }
   StartDecode();
@@ -289,9 +339,27 @@ void Request::KeepCall(uint64_t number, std::shared_ptr<WorkerCall> call) {
 void Request::CallIsOver() {
   ++call_number_;
   call_.reset();
+  heard_ = Time::max();
 }
 
-absl::Status Request::Retry(WorkerRole role, const absl::Status& status) {
+absl::Status Request::MayRetry(WorkerRole role, const absl::Status& failure) const {
+  const bool prefill = role == WorkerRole::kPrefill;
+  const std::string name = absl::StrCat(WorkerRoleName(role), " worker ",
+                                        prefill ? usage_.prefill_worker : usage_.attention_worker);
+  const int max_resumes = env_->options.max_resumes;
+  if (!prefill && decoding_) {
+    if (static_cast<int>(usage_.resumes) < max_resumes) return absl::OkStatus();
+    return absl::Status(failure.code(),
+                        absl::StrCat(name, " failed after ", usage_.generated_tokens, " tokens: ",
+                                     failure.message(), "; the answer was resumed ", usage_.resumes,
+                                     " times, of ", max_resumes, " that --max-resumes allows"));
+  }
+  if ((prefill ? failed_prefill_ : failed_attention_).size() <= 1) return absl::OkStatus();
+  return absl::Status(failure.code(),
+                      absl::StrCat(name, " (the second one tried): ", failure.message()));
+}
+
+absl::Status Request::Retry(WorkerRole role, const absl::Status& status, const char* reason) {
   WorkerSet& workers = *env_->deps.workers;
   const bool prefill = role == WorkerRole::kPrefill;
   WorkerLease& lease = prefill ? prefill_ : attention_;
@@ -306,21 +374,28 @@ absl::Status Request::Retry(WorkerRole role, const absl::Status& status) {
   workers.ReportFailure(role, lease.index(), absl::Status(code, status.message()));
   failed.push_back(lease.index());
   lease.Release();
-  if (!prefill && decoding_) {
-    return absl::Status(code, absl::StrCat(name, " failed after ", usage_.generated_tokens,
-                                           " tokens: ", status.message()));
-  }
-  if (failed.size() > 1) {
-    return absl::Status(code, absl::StrCat(name, " (the second one tried): ", status.message()));
-  }
+  RETURN_IF_ERROR(MayRetry(role, absl::Status(code, status.message())));
+  const bool resume = !prefill && decoding_;
   if (absl::Status picked = PickWorker(role); !picked.ok()) {
-    return absl::Status(code, absl::StrCat(name, ": ", status.message(), "; ", picked.message()));
+    const std::string when =
+        resume ? absl::StrCat(" failed after ", usage_.generated_tokens, " tokens") : "";
+    return absl::Status(code,
+                        absl::StrCat(name, when, ": ", status.message(), "; ", picked.message()));
   }
-  LogWarn("trying another worker", {{"request", id()},
-                                    {"failed", name},
-                                    {"code", absl::StatusCodeToString(code)},
-                                    {"error", std::string(status.message())}});
-  env_->deps.metrics->retries.With({prefill ? "prefill" : "decode"}).Increment();
+  GatewayMetrics& metrics = *env_->deps.metrics;
+  if (resume) {
+    ++usage_.resumes;
+    resuming_ = true;
+    metrics.resumes.With({reason}).Increment();
+  } else {
+    metrics.retries.With({prefill ? "prefill" : "decode"}).Increment();
+  }
+  LogWarn(resume ? "resuming on another worker" : "trying another worker",
+          {{"request", id()},
+           {"failed", name},
+           {"code", absl::StatusCodeToString(code)},
+           {"error", std::string(status.message())},
+           {"tokens", absl::StrCat(usage_.generated_tokens)}});
   return absl::OkStatus();
 }
 
@@ -328,8 +403,13 @@ void Request::Relay(std::vector<SampledToken> tokens, FinishReason finish, Lefto
   GatewayMetrics& metrics = *env_->deps.metrics;
   GenerateOutput output;
   for (SampledToken& token : tokens) {
-    last_token_ = env_->deps.clock->Now();
-    if (usage_.generated_tokens++ == 0) {
+    const Time now = env_->deps.clock->Now();
+    if (resuming_) metrics.resume_seconds.Observe(Seconds(now - last_token_));
+    resuming_ = false;
+    last_token_ = now;
+    tokens_.push_back(token.token);
+    ++usage_.generated_tokens;
+    if (relayed_tokens_++ == 0) {
       first_token_ = last_token_;
       metrics.ttft_seconds.Observe(Seconds(first_token_ - arrival_));
     }
@@ -358,13 +438,13 @@ void Request::Relay(std::vector<SampledToken> tokens, FinishReason finish, Lefto
 
 void Request::CompleteUsage() {
   GatewayMetrics& metrics = *env_->deps.metrics;
-  usage_.ttft = first_token_ - arrival_;
-  if (usage_.generated_tokens > 1) {
-    usage_.tpot = (last_token_ - first_token_) / (usage_.generated_tokens - 1);
+  if (relayed_tokens_ > 0) usage_.ttft = first_token_ - arrival_;
+  if (relayed_tokens_ > 1) {
+    usage_.tpot = (last_token_ - first_token_) / (relayed_tokens_ - 1);
     metrics.tpot_seconds.Observe(Seconds(usage_.tpot));
   }
   // The last token has no K and V.
-  if (!has_summary_) {
+  if (!has_summary_ && model_ != nullptr) {
     EstimateKvBytes(*model_, usage_.prompt_tokens + usage_.generated_tokens - 1, &usage_);
   }
   if (usage_.kv_bytes_stored > 0) {
@@ -387,6 +467,7 @@ void Request::End(const absl::Status& status, Leftovers* left) {
                            {"prompt_tokens", absl::StrCat(usage_.prompt_tokens)},
                            {"cached_tokens", absl::StrCat(usage_.cached_tokens)},
                            {"tokens", absl::StrCat(usage_.generated_tokens)},
+                           {"resumes", absl::StrCat(usage_.resumes)},
                            {"seconds", absl::StrCat(Seconds(env_->deps.clock->Now() - arrival_))},
                            {"prefill", usage_.prefill_worker},
                            {"attention", usage_.attention_worker}});
@@ -410,6 +491,31 @@ void Request::CancelByClient() {
   } else {
     Cancel(absl::CancelledError("the client cancelled the request"));
   }
+}
+
+void Request::Tick(Time now) {
+  ExpireIfDue(now);
+  LeaveSilentWorker(now);
+}
+
+void Request::LeaveSilentWorker(Time now) {
+  const Duration silence = env_->options.worker_silence;
+  std::shared_ptr<WorkerCall> silent;
+  Leftovers left;
+  {
+    MutexLock lock(mu_);
+    // Without call_ the stub has not returned yet: there is nothing to cancel so far.
+    if (ended_ || call_ == nullptr || heard_ == Time::max() || now - heard_ < silence) return;
+    silent = std::move(call_);
+    CallIsOver();
+    const absl::Status retry =
+        Retry(WorkerRole::kAttention,
+              absl::UnavailableError(absl::StrCat("it sent nothing for ", Seconds(silence), " s")),
+              "silent");
+    if (!retry.ok()) End(retry, &left);
+  }
+  silent->Cancel();  // it may go on one day: it must not go on decoding this
+  if (left.ended == nullptr) StartDecode();
 }
 
 void Request::ExpireIfDue(Time now) {

@@ -3,6 +3,13 @@
 //   Start -> Prepare (tokenise) -> [admission queue] -> Match (store) -> StartPrefill -> OnPrefill
 //   -> StartDecode -> OnTokens... -> End
 //
+// An attention worker that is lost (its stream breaks, it is silent, it hands over) is replaced by
+// another, which gets all tokens so far: StartDecode again. Its tokens follow those of the first,
+// since a sampled token is a function of the tokens before it, the seed and the position. What the
+// lost worker may still send belongs to a call that is over, and is dropped.
+//
+// A client's retry brings the tokens that it has: such a request begins where OnPrefill ends.
+//
 // Prepare and Match run on the executor, the On... steps on the stubs' threads. The steps of a
 // request follow each other; only Cancel comes from outside at any time. Whoever ends the request
 // first wins: End() under mu_ gives back what it holds, then tells the client (who may at once send
@@ -53,6 +60,8 @@ struct PipelineOptions {
   ModelLimits model;                // of the gateway's own model folder
   std::vector<int32_t> eos_tokens;  // end an answer unless ignore_eos
   Duration match_timeout = std::chrono::milliseconds(100);
+  int max_resumes = 3;                                 // of one request
+  Duration worker_silence = std::chrono::seconds(10);  // then an attention worker counts as lost
 };
 
 // All outlive the requests. The store may be null.
@@ -87,10 +96,13 @@ class Request : public std::enable_shared_from_this<Request> {
   void Cancel(const absl::Status& reason);
   // The client went away, by itself or because its deadline passed.
   void CancelByClient();
-  // Ends it with kDeadlineExceeded when its deadline has passed.
-  void ExpireIfDue(Time now);
+  // Ends it with kDeadlineExceeded when its deadline has passed; resumes it elsewhere when its
+  // attention worker has been silent for too long. To be called many times a second.
+  void Tick(Time now);
 
   const std::string& id() const { return input_.request_id; }
+  const std::string& tenant() const { return input_.tenant; }
+  uint32_t attempt() const { return input_.attempt; }
 
  private:
   // What an ended request leaves to be done without its lock; done on destruction, so declare it
@@ -105,6 +117,9 @@ class Request : public std::enable_shared_from_this<Request> {
   };
 
   void Prepare();
+  // Takes the tokens that the client has already. `finish`: they are the whole answer.
+  absl::Status TakeResumeTokens(FinishReason* finish) REQUIRES(mu_);
+  bool resumed_by_client() const { return !input_.resume_tokens.empty(); }
   void OnSlot();
   void Match();
   void StartPrefill();
@@ -112,6 +127,8 @@ class Request : public std::enable_shared_from_this<Request> {
   void StartDecode();
   void OnTokens(uint64_t number, DecodeEvent event);
   void OnDecodeDone(uint64_t number, const absl::Status& status);
+  void ExpireIfDue(Time now);
+  void LeaveSilentWorker(Time now);
 
   // Picks a usable worker of the role that did not fail this request, and leases it.
   absl::Status PickWorker(WorkerRole role) REQUIRES(mu_);
@@ -122,8 +139,10 @@ class Request : public std::enable_shared_from_this<Request> {
   bool Current(uint64_t number) const REQUIRES(mu_) { return !ended_ && number == call_number_; }
   void CallIsOver() REQUIRES(mu_);
   // A call on the role's worker failed. OK: another worker was picked, the call is to be repeated.
-  // Else what to tell the client.
-  absl::Status Retry(WorkerRole role, const absl::Status& status) REQUIRES(mu_);
+  // Else what to tell the client. `reason`: a value of the resume counter's label.
+  absl::Status Retry(WorkerRole role, const absl::Status& status, const char* reason) REQUIRES(mu_);
+  // Whether one more worker may be tried, else why not.
+  absl::Status MayRetry(WorkerRole role, const absl::Status& failure) const REQUIRES(mu_);
   // Sends tokens to the client; ends the answer when `finish` says so, or a stop string does.
   void Relay(std::vector<SampledToken> tokens, FinishReason finish, Leftovers* left) REQUIRES(mu_);
   void CompleteUsage() REQUIRES(mu_);
@@ -144,20 +163,24 @@ class Request : public std::enable_shared_from_this<Request> {
   std::unique_ptr<Admission::Ticket> ticket_ GUARDED_BY(mu_);
   std::shared_ptr<const WorkerInfo> model_ GUARDED_BY(mu_);
   RouteRequest route_ GUARDED_BY(mu_);
-  std::vector<int32_t> tokens_ GUARDED_BY(mu_);  // the prompt; later with the first token
+  std::vector<int32_t> tokens_ GUARDED_BY(mu_);  // the prompt; then also the answer so far
 
   std::shared_ptr<WorkerCall> call_ GUARDED_BY(mu_);
   uint64_t call_number_ GUARDED_BY(mu_) = 0;  // of the call under way; moves on when it is over
+  Time heard_ GUARDED_BY(mu_) = Time::max();  // from the attention worker; max: none is asked
   std::vector<size_t> failed_prefill_ GUARDED_BY(mu_);
+  // Since an attention worker last sent a token: one that failed before may have come back.
   std::vector<size_t> failed_attention_ GUARDED_BY(mu_);
   WorkerLease prefill_ GUARDED_BY(mu_);
   WorkerLease attention_ GUARDED_BY(mu_);
 
   AnswerText text_ GUARDED_BY(mu_);
   Usage usage_ GUARDED_BY(mu_);
+  uint32_t relayed_tokens_ GUARDED_BY(mu_) = 0;
   bool has_summary_ GUARDED_BY(mu_) = false;
-  bool decoding_ GUARDED_BY(mu_) =
-      false;  // a token came from the attention worker: too late for another one
+  bool handed_over_ GUARDED_BY(mu_) = false;  // the worker of the call under way said so
+  bool decoding_ GUARDED_BY(mu_) = false;     // a token came from an attention worker
+  bool resuming_ GUARDED_BY(mu_) = false;     // no token came since the last resume
   Time first_token_ GUARDED_BY(mu_){};
   Time last_token_ GUARDED_BY(mu_){};
 };

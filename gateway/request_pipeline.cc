@@ -36,6 +36,7 @@ absl::StatusOr<std::shared_ptr<Request>> RequestPipeline::Admit(GenerateInput in
   const uint64_t number = requests_.fetch_add(1) + 1;
   RETURN_IF_ERROR(ValidateRequest(input, env_.options.limits, env_.options.model));
   if (input.request_id.empty()) input.request_id = absl::StrCat(name_, "-", number);
+  if (input.attempt > 1) EndEarlierAttempt(input);
   MutexLock lock(mu_);
   if (closed_) return absl::UnavailableError("the gateway is shutting down");
   if (by_id_.contains(input.request_id)) {
@@ -48,6 +49,20 @@ absl::StatusOr<std::shared_ptr<Request>> RequestPipeline::Admit(GenerateInput in
   by_id_[request->id()] = request;
   ++active_;
   return request;
+}
+
+void RequestPipeline::EndEarlierAttempt(const GenerateInput& input) {
+  std::shared_ptr<Request> earlier;
+  {
+    MutexLock lock(mu_);
+    const auto it = by_id_.find(input.request_id);
+    if (it == by_id_.end()) return;
+    earlier = it->second;
+  }
+  if (earlier->tenant() != input.tenant || earlier->attempt() >= input.attempt) return;
+  // Forgets it before it returns; a third attempt that comes in between wins, and this one is told.
+  earlier->Cancel(
+      absl::AbortedError(absl::StrCat("attempt ", input.attempt, " took this one's place")));
 }
 
 // Not the last reference: whoever ends a request holds one.
@@ -70,7 +85,7 @@ std::vector<std::shared_ptr<Request>> RequestPipeline::All() const {
 
 void RequestPipeline::Tick() {
   const Time now = env_.deps.clock->Now();
-  for (const auto& request : All()) request->ExpireIfDue(now);
+  for (const auto& request : All()) request->Tick(now);
   admission_.UpdateQueueAge();
 }
 

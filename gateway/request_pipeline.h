@@ -30,8 +30,8 @@ class RequestPipeline {
   // prefill, the whole answer.
   std::shared_ptr<Request> Start(GenerateInput input, Time deadline, GenerateSink* sink);
 
-  // Ends the requests whose deadline has passed; updates the gauges of time. To be called many
-  // times a second.
+  // Ends the requests whose deadline has passed, moves those whose worker is silent; updates the
+  // gauges of time. To be called many times a second.
   void Tick();
   // Refuses new requests, lets those under way end until `drain_until` (steady time), then ends
   // them with kUnavailable. Returns when there are none. May be called again.
@@ -45,6 +45,8 @@ class RequestPipeline {
  private:
   absl::StatusOr<std::shared_ptr<Request>> Admit(GenerateInput input, Time deadline,
                                                  GenerateSink* sink);
+  // Ends an earlier attempt of the request, whose client knows that its stream is broken.
+  void EndEarlierAttempt(const GenerateInput& input);
   void Forget(const Request* request);
   void Leave();
   std::vector<std::shared_ptr<Request>> All() const;

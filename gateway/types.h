@@ -25,12 +25,14 @@ struct GenerateInput {
   std::vector<int32_t> stop_tokens;
   bool ignore_eos = false;
   std::string tenant;
+  std::vector<int32_t> resume_tokens;  // of the answer, that the client has already
+  uint32_t attempt = 0;
 };
 
 struct Usage {
   uint32_t prompt_tokens = 0;
   uint32_t cached_tokens = 0;
-  uint32_t generated_tokens = 0;
+  uint32_t generated_tokens = 0;  // those that the client had already included
   Duration ttft{0};
   Duration tpot{0};  // mean time per token after the first
   uint64_t kv_bytes_bf16 = 0;
@@ -39,7 +41,9 @@ struct Usage {
   uint64_t bytes_got = 0;
   std::vector<std::string> lanes;  // distinct, in order of first use
   std::string prefill_worker;
-  std::string attention_worker;  // empty: the answer ended with its first token
+  std::string attention_worker;  // the last one; empty: the answer ended with its first token
+  uint32_t resumes = 0;          // on another attention worker after tokens of the answer
+  uint32_t recomputed_tokens = 0;
 };
 
 // One message to the client. `finish` and `usage` come together, in the last one.
@@ -73,10 +77,10 @@ struct PrefillResult {
 
 struct DecodeCall {
   std::string request_id;
-  std::vector<int32_t> tokens;  // prompt and first token
+  std::vector<int32_t> tokens;  // prompt and answer so far
   uint32_t prompt_tokens = 0;
   SamplingParams sampling;
-  uint32_t max_tokens = 0;  // of the whole answer, the first token included
+  uint32_t max_tokens = 0;  // of the whole answer
   std::vector<int32_t> stop_tokens;
   std::string tenant;
 };
@@ -90,6 +94,7 @@ struct DecodeSummary {
   uint64_t kv_bytes_bf16 = 0;
 };
 
+// Empty: the worker is alive. A summary without `finish`: the worker hands the sequence over.
 struct DecodeEvent {
   std::vector<SampledToken> tokens;
   FinishReason finish = FinishReason::kNone;
@@ -120,6 +125,7 @@ struct WorkerInfo {
   uint64_t kv_bytes_per_token_bf16 = 0;
   uint64_t kv_bytes_per_token_stored = 0;
   std::string prefill_history;
+  bool draining = false;
 };
 
 }  // namespace oscarkv::gateway

@@ -79,6 +79,10 @@ absl::Status ValidateRequest(const GenerateInput& input, const RequestLimits& li
   }
   RETURN_IF_ERROR(ValidateTokenIds("prompt_tokens", input.prompt_tokens, model.vocab_size));
   if (input.max_tokens >= model.max_context) return TooLong("max_tokens", input.max_tokens, model);
+  if (input.resume_tokens.size() >= model.max_context) {
+    return TooLong("number of resume_tokens", input.resume_tokens.size(), model);
+  }
+  RETURN_IF_ERROR(ValidateTokenIds("resume_tokens", input.resume_tokens, model.vocab_size));
   RETURN_IF_ERROR(ValidateSampling(input.sampling));
   return ValidateStop(input, limits, model);
 }

@@ -145,6 +145,8 @@ void ToProto(const Usage& usage, v1::Usage* u) {
   for (const std::string& lane : usage.lanes) u->add_lanes(lane);
   u->set_prefill_worker(usage.prefill_worker);
   u->set_attention_worker(usage.attention_worker);
+  u->set_resumes(usage.resumes);
+  u->set_recomputed_tokens(usage.recomputed_tokens);
 }
 
 }  // namespace
@@ -164,6 +166,8 @@ absl::StatusOr<GenerateInput> ParseGenerateRequest(absl::string_view bytes) {
   input.stop_tokens.assign(request.stop_tokens().begin(), request.stop_tokens().end());
   input.ignore_eos = request.ignore_eos();
   input.tenant = std::move(*request.mutable_tenant());
+  input.resume_tokens.assign(request.resume_tokens().begin(), request.resume_tokens().end());
+  input.attempt = request.attempt();
   return input;
 }
 
@@ -221,6 +225,7 @@ v1::WorkerStatus ToProto(const WorkerState& state) {
   info->set_kv_bytes_per_token_bf16(w.kv_bytes_per_token_bf16);
   info->set_kv_bytes_per_token_stored(w.kv_bytes_per_token_stored);
   info->set_prefill_history(w.prefill_history);
+  info->set_draining(w.draining);
   return out;
 }
 
@@ -304,6 +309,7 @@ WorkerInfo FromProto(const v1::WorkerInfo& i) {
   info.kv_bytes_per_token_bf16 = i.kv_bytes_per_token_bf16();
   info.kv_bytes_per_token_stored = i.kv_bytes_per_token_stored();
   info.prefill_history = i.prefill_history();
+  info.draining = i.draining();
   return info;
 }
 

@@ -174,6 +174,8 @@ void WorkerSet::OnInfo(size_t flat, absl::StatusOr<WorkerInfo> info) {
   w.polling = false;
   w.polled = true;
   answered_.NotifyAll();
+  // What it has taken it finishes or hands over.
+  if (info.ok() && info->draining) info = absl::UnavailableError("it is shutting down");
   if (info.ok()) {
     w.state.info = *std::move(info);
     const uint32_t load = w.state.info.running + w.state.info.waiting;

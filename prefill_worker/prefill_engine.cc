@@ -83,6 +83,7 @@ void PrefillEngine::Shutdown(Duration drain) {
   {
     MutexLock lock(gate_mu_);  // what Submit took came into the mailbox before this
     closing_ = true;
+    draining_ = true;
     mailbox_.Post([this, at = Now() + drain] {
       stopping_ = true;
       stop_at_ = at;

@@ -81,6 +81,7 @@ class PrefillEngine {
   // under way have ended.
   void Cancel(uint64_t id);
   WorkerLoad load() const { return {waiting_.load(), running_.load()}; }
+  bool draining() const { return draining_; }
 
   // Refuses new prompts, lets those taken go on for `drain`, ends the rest with kUnavailable.
   // Returns when all slots are free.
@@ -125,6 +126,7 @@ class PrefillEngine {
   std::atomic<uint64_t> next_id_{1};
   std::atomic<int> waiting_{0};  // grows under gate_mu_
   std::atomic<int> running_{0};
+  std::atomic<bool> draining_{false};
   Mutex gate_mu_;
   bool closing_ GUARDED_BY(gate_mu_) = false;
   worker::CancelFlags cancel_flags_;

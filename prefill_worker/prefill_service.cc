@@ -53,6 +53,7 @@ grpc::ServerUnaryReactor* PrefillService::GetInfo(grpc::CallbackServerContext* c
   const WorkerLoad load = engine_->load();
   response->set_running(load.running);
   response->set_waiting(load.waiting);
+  response->set_draining(engine_->draining());
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   reactor->Finish(grpc::Status::OK);
   return reactor;

@@ -22,13 +22,15 @@ START_TIMEOUT_S = 60
 class Role:
     """One process of the cluster."""
 
-    def __init__(self, folder, role, args):
+    def __init__(self, folder, role, args, listen="127.0.0.1:0"):
         self.role = role
+        self.args = list(args)
         self.log_path = Path(folder) / f"{role}.log"
         ready = Path(folder) / f"{role}.ready"
-        command = [BINARY, re.sub(r"-\d+$", "", role), "--listen", "127.0.0.1:0", "--ready-file", str(ready)] + args
+        command = [BINARY, re.sub(r"-\d+$", "", role), "--listen", listen, "--ready-file", str(ready)] + args
         env = dict(os.environ, OMP_WAIT_POLICY="passive")
-        with open(self.log_path, "wb") as log:
+        ready.unlink(missing_ok=True)
+        with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env)
         deadline = time.monotonic() + START_TIMEOUT_S
         while not ready.exists():
@@ -101,6 +103,13 @@ class Cluster:
 
     def start(self, role, args):
         self.roles[role] = Role(self._folder.name, role, list(args))
+        return self.roles[role]
+
+    def restart(self, role):
+        """The same role again at the same address, after its process ended."""
+        ended = self.roles[role]
+        ended.process.wait(30)
+        self.roles[role] = Role(self._folder.name, role, ended.args, ended.address)
         return self.roles[role]
 
     def __getitem__(self, role):

@@ -77,6 +77,7 @@ class Overload(ClusterTest):
 
 
 class KilledAttentionWorker(ClusterTest):
+    """The only one; with two of them: resume_test.py."""
     options = dict(attentions=1)
 
     def test_stream_ends_unavailable_and_nothing_leaks(self):
@@ -86,6 +87,7 @@ class KilledAttentionWorker(ClusterTest):
         _, err = process.communicate(timeout=30)
         self.assertNotEqual(process.returncode, 0)
         self.assertIn("UNAVAILABLE", err)
+        self.assertRegex(err, "attention worker .* failed after [0-9]+ tokens: .*no attention worker is available")
         node = self.cluster["kvstore-0"]
         self.cluster.wait_for("the dead session's pins and reservations are gone", lambda: (
             node.metric("oscarkv_kvstore_pins") == 0 and node.metric("oscarkv_kvstore_reserved_bytes") == 0), timeout=60)

@@ -148,7 +148,7 @@ TEST_P(StageTest, SecondEndIsIgnored) {
   const auto request = StartUpTo(stage());
   request->CancelByClient();
   request->CancelByClient();
-  request->ExpireIfDue(clock_.Now() + std::chrono::hours(9));
+  request->Tick(clock_.Now() + std::chrono::hours(9));
   if (prefill_call_ != nullptr) prefill_call_->Reply(FirstToken(ByteToken('a')));
   if (decode_call_ != nullptr) decode_call_->SendTokens({ByteToken('z')}, FinishReason::kLength);
   EXPECT_EQ(sink_.WaitFinished().code(), absl::StatusCode::kCancelled);

@@ -32,6 +32,7 @@ const RetryCase kRetries[] = {
     {"Internal", absl::StatusCode::kInternal, true, absl::StatusCode::kInternal},
     {"Aborted", absl::StatusCode::kAborted, true, absl::StatusCode::kAborted},
     {"Full", absl::StatusCode::kResourceExhausted, true, absl::StatusCode::kResourceExhausted},
+    {"StreamRemoved", absl::StatusCode::kUnknown, true, absl::StatusCode::kUnknown},
     {"CancelledByTheWorker", absl::StatusCode::kCancelled, true, absl::StatusCode::kUnavailable},
     {"InvalidArgument", absl::StatusCode::kInvalidArgument, false,
      absl::StatusCode::kInvalidArgument},
@@ -84,12 +85,22 @@ TEST_P(RetryTest, DecodeGoesToTheOtherWorkerOnceBeforeItsFirstToken) {
   EXPECT_EQ(metrics_.requests.With({absl::StatusCodeToString(c.told)}).value(), 1);
 }
 
-TEST_P(RetryTest, DecodeIsNotTriedAgainAfterAToken) {
+// What another worker can do with it is told in resume_test.cc.
+TEST_P(RetryTest, DecodeGoesOnElsewhereAfterAToken) {
   const RetryCase& c = GetParam();
   const auto decode = StartDecoding(Prompt(), ByteToken('a'));
   ASSERT_NE(decode, nullptr);
   decode->SendTokens({ByteToken('b')});
   decode->End(Error(c.code));
+  if (c.retried) {
+    const auto second = attention_[1]->WaitForCall(0);
+    ASSERT_NE(second, nullptr);
+    second->SendTokens({ByteToken('c')}, FinishReason::kLength);
+    EXPECT_TRUE(Finished().ok());
+    EXPECT_EQ(sink_.text(), "abc");
+    EXPECT_EQ(metrics_.resumes.With({"failed"}).value(), 1);
+    return;
+  }
   const absl::Status status = Finished();
   EXPECT_EQ(status.code(), c.told);
   EXPECT_THAT(status.message(), AllOf(HasSubstr("attention worker a0"), HasSubstr("broken")));
@@ -175,8 +186,8 @@ TEST_F(FailureTest, NoWorkerIsUnavailableAndSaysWhy) {
 TEST_F(FailureTest, StreamWithoutAFinishReasonIsAnError) {
   const auto decode = StartDecoding(Prompt(), ByteToken('a'));
   ASSERT_NE(decode, nullptr);
-  decode->SendTokens({ByteToken('b')});
   decode->End(absl::OkStatus());
+  attention_[1]->WaitForCall(0)->End(absl::OkStatus());
   const absl::Status status = Finished();
   EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
   EXPECT_THAT(status.message(), HasSubstr("without a finish reason"));

@@ -363,11 +363,23 @@ TEST(AddOptions, EveryFieldHasARow) {
   OptionTable table;
   AddOptions(&table, &options);
   const std::pair<const char*, const char*> values[] = {
-      {"listen", "0.0.0.0:1"},    {"model", "m"},           {"nodes", "a:1,b:2"},
-      {"prefill", "c:3"},         {"attention", "d:4"},     {"router", "round-robin"},
-      {"max-running", "5"},       {"max-waiting", "6"},     {"threads", "7"},
-      {"default-deadline", "8s"}, {"match-timeout", "9ms"}, {"poll-interval", "10s"},
-      {"poll-timeout", "11s"},    {"worker-wait", "12s"},   {"max-message-size", "1MiB"},
+      {"listen", "0.0.0.0:1"},
+      {"model", "m"},
+      {"nodes", "a:1,b:2"},
+      {"prefill", "c:3"},
+      {"attention", "d:4"},
+      {"router", "round-robin"},
+      {"max-running", "5"},
+      {"max-waiting", "6"},
+      {"threads", "7"},
+      {"default-deadline", "8s"},
+      {"match-timeout", "9ms"},
+      {"poll-interval", "10s"},
+      {"poll-timeout", "11s"},
+      {"worker-wait", "12s"},
+      {"max-message-size", "1MiB"},
+      {"max-resumes", "13"},
+      {"worker-silence", "14s"},
   };
   EXPECT_EQ(table.rows().size(), std::size(values));
   for (const auto& [name, value] : values) {
@@ -376,6 +388,8 @@ TEST(AddOptions, EveryFieldHasARow) {
   EXPECT_EQ(options.nodes.size(), 2u);
   EXPECT_EQ(options.router, "round-robin");
   EXPECT_EQ(options.max_running, 5);
+  EXPECT_EQ(options.max_resumes, 13);
+  EXPECT_EQ(options.worker_silence, std::chrono::seconds(14));
   EXPECT_EQ(options.match_timeout, std::chrono::milliseconds(9));
   EXPECT_EQ(options.max_message_bytes, 1u << 20);
   EXPECT_EQ(table.Set("router", "best").code(), absl::StatusCode::kInvalidArgument);

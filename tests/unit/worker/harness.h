@@ -135,6 +135,11 @@ class DecodeRecorder {
               outcome_.tokens.push_back(token.token);
               changed_.NotifyAll();
             },
+            [this] {
+              MutexLock lock(mu_);
+              ++alive_;
+              changed_.NotifyAll();
+            },
             [this](const absl::Status& status, const DecodeResult& result) {
               MutexLock lock(mu_);
               outcome_.status = status;
@@ -148,6 +153,11 @@ class DecodeRecorder {
     while (!done_) changed_.Wait(mu_);
     return outcome_;
   }
+  // Signs of life.
+  void AwaitAlive(int n) {
+    MutexLock lock(mu_);
+    while (!done_ && alive_ < n) changed_.Wait(mu_);
+  }
   void AwaitTokens(size_t n) {
     MutexLock lock(mu_);
     while (!done_ && outcome_.tokens.size() < n) changed_.Wait(mu_);
@@ -157,6 +167,7 @@ class DecodeRecorder {
   Mutex mu_;
   CondVar changed_;
   DecodeOutcome outcome_ GUARDED_BY(mu_);
+  int alive_ GUARDED_BY(mu_) = 0;
   bool done_ GUARDED_BY(mu_) = false;
 };
 
