@@ -17,6 +17,7 @@ mount --make-rprivate /
 mount --bind "$root" "$root"
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
+mount --bind /sys "$root/sys"  # UCX looks there for network devices
 if [ -n "$cache" ]; then mkdir -p "$root/root/.cache/ccache"; mount --bind "$cache" "$root/root/.cache/ccache"; fi
 if [ "$mode" = ro ]; then mount -o remount,bind,ro "$root"; fi
 exec chroot "$root" "$@"
@@ -48,7 +49,7 @@ class Root:
         return run.stdout
 
     def start(self, *command, log, **how):
-        clean = {"PATH": "/usr/bin:/bin", "OMP_WAIT_POLICY": "passive"}
+        clean = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "OMP_WAIT_POLICY": "passive"}
         with open(log, "wb") as f:
             return subprocess.Popen(self.command(*command, **how), env=clean, stdout=f, stderr=f, stdin=subprocess.DEVNULL)
 
