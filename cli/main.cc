@@ -10,6 +10,7 @@
 #include "cli/command.h"
 #include "cli/read_file.h"
 #include "cli/terminal.h"
+#include "cli/version.h"
 #include "common/config_file.h"
 #include "common/options.h"
 #include "common/status_macros.h"
@@ -95,7 +96,8 @@ int Main(int argc, char** argv) {
       "store.\n"
       "Start with `oscarkv serve --model DIR`, then `oscarkv generate --prompt-file FILE`.");
   app.require_subcommand(1);
-  app.set_version_flag("--version", OSCARKV_VERSION);
+  app.set_version_flag("--version", VersionText,
+                       "Print version, commit, compiler, UCX and kernels");
   app.get_formatter()->column_width(38);
 
   std::vector<std::unique_ptr<Command>> commands = AllCommands();

@@ -139,6 +139,9 @@ class MetricRegistry;
 absl::StatusOr<std::unique_ptr<Transport>> CreateUcxTransport(const UcxOptions& options,
                                                               MetricRegistry* metrics);
 
+// Of the library at run time, as "1.13.1".
+std::string UcxVersion();
+
 // In-process: addresses name objects of the same LoopbackNetwork.
 class LoopbackNetwork;
 // `clock` judges the deadlines; it must outlive the network.

@@ -20,11 +20,11 @@ packages() {
 build() {
   local source=$1 destination=$2
   shift 2
-  cmake -S "$source" -B /tmp/oscarkv-build -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=/usr \
+  cmake -S "$source" -B "$source/build/image" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=/usr \
     -DOSCARKV_TESTS=OFF -DOSCARKV_BENCH=OFF "$@"
-  cmake --build /tmp/oscarkv-build -j "$(nproc)"
-  DESTDIR=$destination cmake --install /tmp/oscarkv-build --strip
-  rm -rf /tmp/oscarkv-build
+  cmake --build "$source/build/image" -j "$(nproc)"
+  DESTDIR=$destination cmake --install "$source/build/image" --strip
+  rm -rf "$source/build/image"
 }
 
 # SPDX 2.3: every Debian package of the image, and oscarkv itself.

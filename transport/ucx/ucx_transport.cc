@@ -515,4 +515,8 @@ absl::StatusOr<std::unique_ptr<Transport>> CreateUcxTransport(const UcxOptions& 
   return std::make_unique<UcxTransport>(std::move(node));
 }
 
+std::string UcxVersion() {
+  return ucp_get_version_string();
+}
+
 }  // namespace oscarkv
