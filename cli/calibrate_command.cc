@@ -7,9 +7,12 @@
 #include "absl/strings/str_cat.h"
 #include "cli/command.h"
 #include "cli/terminal.h"
+#include "codec/codec.h"
 #include "codec/rotation_writer.h"
 #include "common/status_macros.h"
 #include "eval/calibrate.h"
+#include "eval/fit_shaped.h"
+#include "kernels/thread_pool.h"
 
 namespace oscarkv::cli {
 namespace {
@@ -25,12 +28,22 @@ class CalibrateCommand final : public Command {
     table->AddString("model", &collect_.model_dir, "DIR", "Hugging Face folder of the model");
     table->AddRepeated("text", &collect_.text_files, "FILE",
                        "A text to calibrate on; may be given several times");
-    table->AddChoice("profile", &profile_, {"oscar"}, "What to fit");
+    table->AddChoice("profile", &profile_, {"oscar", "shaped"}, "What to fit");
     table->AddString("out", &out_, "DIR",
                      "Folder of the fitted files; in a model's folder they become its default");
     table->AddChoice("format", &format_, {"pt", "safetensors"},
                      "Of rotations: RotationZoo's .pt, or safetensors with metadata");
     table->AddBool("per-head", &per_head_, "A rotation for each kv head instead of each layer");
+    table->AddFloat("t", &t_, 0, 1,
+                    "Profile shaped: from whitened keys (0) to error-balanced ones (0.5)");
+    table->AddFloat("widen", &widen_, 0.5, 4,
+                    "Profile shaped: how much wider steps are than least squares would have them");
+    table->AddBool("search", &search_,
+                   "Profile shaped: each layer takes the t and the step of least damage instead");
+    table->AddFloat("key-gain", &key_gain_, 0, 2,
+                    "Profile shaped: how much of the shrinkage of keys is undone");
+    table->AddFloat("value-gain", &value_gain_, 0, 2,
+                    "Profile shaped: how much of the shrinkage of values is undone");
     table->AddInt("tokens", &collect_.plan.tokens, 0, 1 << 30,
                   "Tokens to calibrate on, about; 0: all of the texts");
     table->AddInt("prompt-tokens", &collect_.plan.prompt_tokens, 128, 1 << 20,
@@ -62,7 +75,7 @@ class CalibrateCommand final : public Command {
     std::error_code ec;
     std::filesystem::create_directories(out_, ec);
     if (ec) return absl::InvalidArgumentError(absl::StrCat("--out ", out_, ": ", ec.message()));
-    return WriteOscar(collected);
+    return profile_ == "oscar" ? WriteOscar(collected) : WriteShaped(collected);
   }
 
  private:
@@ -74,6 +87,32 @@ class CalibrateCommand final : public Command {
         "k_rotation_", {"qqt_r_h_pbr", fit.key_eigenvalues, collected.provenance}, fit.keys));
     return WriteRotation("v_rotation_",
                          {"sst_r_h_pbr", fit.value_eigenvalues, collected.provenance}, fit.values);
+  }
+
+  absl::Status WriteShaped(const Collected& collected) {
+    ShapedFitOptions options;
+    options.t = {t_};
+    options.widen = {widen_};
+    if (search_) {
+      options.t = {0.15, 0.25, 0.35, 0.45};
+      options.widen = {1.05f, 1.15f, 1.25f};
+    }
+    options.key_gain = key_gain_;
+    options.value_gain = value_gain_;
+    kernels::ThreadPool pool(collect_.threads);
+    options.executor = &pool;
+    ASSIGN_OR_RETURN(const ShapedFitResult fit, FitShapedProfile(collected, options));
+    std::printf("%s", FormatSummary(fit.summary, fit.parameters.shape.head_dim).c_str());
+    const std::string bytes = WriteShapedFile(fit.parameters),
+                      path = out_ + "/codec_shaped.safetensors";
+    RETURN_IF_ERROR(WriteWholeFile(path, bytes));
+    CodecOptions codec_options;
+    codec_options.profile = Profile::kShaped;
+    codec_options.shaped_file = path;
+    ASSIGN_OR_RETURN(const auto codec, CreateCodec(codec_options, fit.parameters.shape));
+    std::printf("wrote %s, %s, fingerprint %s\n", path.c_str(), FormatBytes(bytes.size()).c_str(),
+                ToHex(codec->fingerprint()).c_str());
+    return absl::OkStatus();
   }
 
   absl::Status WriteRotation(const char* prefix, const RotationFile& file, const RotationSet& set) {
@@ -88,7 +127,8 @@ class CalibrateCommand final : public Command {
 
   CollectOptions collect_;
   std::string profile_ = "oscar", out_ = "calibrated", format_ = "pt", compute_ = "auto";
-  bool per_head_ = false;
+  bool per_head_ = false, search_ = false;
+  float t_ = 0.3f, widen_ = 1.15f, key_gain_ = 1, value_gain_ = 0.3f;
 };
 
 }  // namespace

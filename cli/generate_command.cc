@@ -35,7 +35,7 @@ class GenerateCommand final : public Command {
     table->AddString("gateway", &gateway_, "HOST:PORT", "The gateway's gRPC endpoint");
     table->AddString("model", &model_, "DIR",
                      "Answer in this process with this model instead of asking a gateway");
-    table->AddChoice("profile", &profile_, {"oscar", "bf16"},
+    table->AddChoice("profile", &profile_, {"oscar", "shaped", "bf16"},
                      "With --model: how the KV cache is held");
     table->AddChoice("prefill-history", &history_, {"exact", "canonical"},
                      "With --model: as the workers' option");

@@ -42,9 +42,8 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> LoadLocalRunner(const LocalModelOpt
   ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(options.model_dir));
   CodecOptions codec_options;
   ASSIGN_OR_RETURN(codec_options.profile, ParseProfile(options.profile));
-  if (codec_options.profile != Profile::kBf16) {
-    RETURN_IF_ERROR(FindRotations(options.model_dir, &codec_options));
-  }
+  codec_options.shaped_file = options.shaped_file;
+  RETURN_IF_ERROR(FindCodecFiles(options.model_dir, &codec_options));
   ASSIGN_OR_RETURN(auto codec, CreateCodec(codec_options, config.kv_shape()));
   TransformerOptions transformer;
   transformer.compute =

@@ -16,6 +16,7 @@ namespace oscarkv::cli {
 struct LocalModelOptions {
   std::string model_dir;
   std::string profile = "oscar";
+  std::string shaped_file;  // profile shaped; empty: in the model's folder
   std::string history = "exact";
   std::string compute = "auto";  // auto, fp32, bf16
   int threads = 1;

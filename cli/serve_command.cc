@@ -35,7 +35,8 @@ class ServeCommand final : public Command {
     table->AddInt("prefill-workers", &prefills_, 1, 16, "Prefill workers");
     table->AddInt("attention-workers", &attentions_, 1, 16, "Attention workers");
     table->AddBytes("capacity", &capacity_, 16 << 20, uint64_t{1} << 50, "Memory of each KV node");
-    table->AddChoice("profile", &profile_, {"oscar", "bf16"}, "How the KV cache is stored");
+    table->AddChoice("profile", &profile_, {"oscar", "shaped", "bf16"},
+                     "How the KV cache is stored");
     table->AddChoice(
         "prefill-history", &history_, {"exact", "canonical"},
         "What a prompt's tokens attend: unquantised history, or the stored codes as decoding does");

@@ -48,9 +48,9 @@ uint64_t Get(const uint8_t* p, int bytes) {
 
 // Which bodies a profile has, and how many tokens a body may hold.
 absl::Status ValidateHeader(const BlockHeader& h) {
-  if (h.profile != Profile::kBf16 && h.profile != Profile::kOscar) {
+  if (h.profile > Profile::kShaped) {
     return absl::InvalidArgumentError(
-        absl::StrCat("profile ", static_cast<int>(h.profile), ", known are 0 and 1"));
+        absl::StrCat("profile ", static_cast<int>(h.profile), ", known are 0 to 2"));
   }
   if (h.body < BlockBody::kPage || h.body > BlockBody::kHandover) {
     return absl::InvalidArgumentError(

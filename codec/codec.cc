@@ -15,6 +15,7 @@
 #include "codec/fingerprint.h"
 #include "codec/oscar_codec.h"
 #include "codec/rotation_zoo.h"
+#include "codec/shaped_codec.h"
 #include "common/status_macros.h"
 
 namespace oscarkv {
@@ -56,6 +57,36 @@ void UpdateMatrices(const RotationSet& set, Sha256* sha) {
     }
   }
 }
+absl::StatusOr<std::shared_ptr<const KvCodec>> CreateShaped(const CodecOptions& options,
+                                                            const kernels::KvShape& shape) {
+  if (options.shaped_file.empty()) {
+    return absl::InvalidArgumentError(
+        "profile shaped needs the file that `oscarkv calibrate --profile shaped` writes");
+  }
+  ASSIGN_OR_RETURN(const ShapedParameters parameters, ReadShapedFile(options.shaped_file, shape));
+  auto codec = ShapedCodec::Create(parameters, {.sweeps = options.sweeps},
+                                   absl::StrCat("fit from ", FileName(options.shaped_file)));
+  if (!codec.ok()) {
+    return absl::Status(codec.status().code(),
+                        absl::StrCat(options.shaped_file, ": ", codec.status().message()));
+  }
+  return *codec;
+}
+
+absl::Status FindShapedFile(const std::string& model_dir, CodecOptions* options) {
+  if (!options->shaped_file.empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const std::vector<std::string> names, Candidates(model_dir, "codec_shaped"));
+  if (names.size() != 1) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        model_dir, " has ", names.size(), " files codec_shaped*.safetensors",
+        names.empty() ? "" : " (", absl::StrJoin(names, ", "), names.empty() ? "" : ")",
+        ", profile shaped needs one: name it, or let `oscarkv calibrate --profile shaped` make "
+        "it"));
+  }
+  options->shaped_file = (std::filesystem::path(model_dir) / names[0]).string();
+  return absl::OkStatus();
+}
+
 static_assert(std::endian::native == std::endian::little,
               "fingerprints are defined over little-endian floats");
 
@@ -67,16 +98,18 @@ absl::string_view ProfileName(Profile profile) {
       return "bf16";
     case Profile::kOscar:
       return "oscar";
+    case Profile::kShaped:
+      return "shaped";
   }
   return "unknown";
 }
 
 absl::StatusOr<Profile> ParseProfile(absl::string_view name) {
-  for (const Profile p : {Profile::kBf16, Profile::kOscar}) {
+  for (const Profile p : {Profile::kBf16, Profile::kOscar, Profile::kShaped}) {
     if (name == ProfileName(p)) return p;
   }
   return absl::InvalidArgumentError(
-      absl::StrCat("profile \"", name, "\", allowed are bf16 and oscar"));
+      absl::StrCat("profile \"", name, "\", allowed are bf16, oscar and shaped"));
 }
 
 Sha256Digest CodecFingerprint(Profile profile, const kernels::KvShape& shape,
@@ -97,9 +130,10 @@ absl::StatusOr<std::shared_ptr<const KvCodec>> CreateCodec(const CodecOptions& o
                                                            const kernels::KvShape& shape) {
   RETURN_IF_ERROR(ValidateShape(shape));
   if (options.profile == Profile::kBf16) return std::make_shared<const Bf16Codec>(shape);
+  if (options.profile == Profile::kShaped) return CreateShaped(options, shape);
   if (options.profile != Profile::kOscar) {
     return absl::InvalidArgumentError(
-        absl::StrCat("profile ", static_cast<int>(options.profile), ", allowed are 0 and 1"));
+        absl::StrCat("profile ", static_cast<int>(options.profile), ", allowed are 0 to 2"));
   }
   RETURN_IF_ERROR(CheckClip("key clip ratio", options.key_clip));
   RETURN_IF_ERROR(CheckClip("value clip ratio", options.value_clip));
@@ -125,7 +159,9 @@ absl::StatusOr<std::shared_ptr<const KvCodec>> CreateCodec(const CodecOptions& o
       absl::StrCat("rotations from ", FileName(k), " and ", FileName(v)));
 }
 
-absl::Status FindRotations(const std::string& model_dir, CodecOptions* options) {
+absl::Status FindCodecFiles(const std::string& model_dir, CodecOptions* options) {
+  if (options->profile == Profile::kBf16) return absl::OkStatus();
+  if (options->profile == Profile::kShaped) return FindShapedFile(model_dir, options);
   // What was given explicitly stays; profile bf16 has no rotations.
   if (options->profile == Profile::kBf16 || options->data_free ||
       (!options->key_rotation_file.empty() && !options->value_rotation_file.empty())) {

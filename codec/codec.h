@@ -1,9 +1,10 @@
 // A KV codec: the transform of K and V, and the two directions between bf16 blocks and 2-bit pages.
 //
 // Keys and values live in the codec's space everywhere behind the model's projections: K and Q are
-// multiplied by the key rotation after RoPE; the value rotation is folded into W_V and its inverse
-// into W_O when the model loads. Sink, window and hand-over blocks hold rotated bf16 rows; the
-// codes are made from those same rows.
+// multiplied by the key rotation (profile shaped: K by a transform, Q by its inverse transposed)
+// after RoPE; the value transform is folded into W_V and its inverse into W_O when the model loads.
+// Sink, window and hand-over blocks hold rotated bf16 rows; the codes are made from those same
+// rows.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +20,7 @@
 
 namespace oscarkv {
 
-enum class Profile : uint8_t { kBf16 = 0, kOscar = 1 };
+enum class Profile : uint8_t { kBf16 = 0, kOscar = 1, kShaped = 2 };
 absl::string_view ProfileName(Profile profile);
 absl::StatusOr<Profile> ParseProfile(absl::string_view name);
 
@@ -39,10 +40,23 @@ class KvCodec {
   // must say so.
   virtual bool data_free() const = 0;
 
-  // Row-major [head_dim, head_dim] fp32 M with rotated row = row * M, orthogonal; null: identity.
-  // Valid as long as the codec.
+  // Row-major [head_dim, head_dim] fp32 M: a row of K or V becomes (row - mean) * M; null:
+  // identity. Valid as long as the codec. Orthogonal unless the functions below say otherwise.
   virtual const float* KeyRotation(int layer, int kv_head) const = 0;
   virtual const float* ValueRotation(int layer, int kv_head) const = 0;
+
+  // M^-T: what queries are multiplied by, resp. what undoes the transform of V in W_O. The same
+  // matrices where they are orthogonal.
+  virtual const float* QueryTransform(int layer, int kv_head) const {
+    return KeyRotation(layer, kv_head);
+  }
+  virtual const float* OutputTransform(int layer, int kv_head) const {
+    return ValueRotation(layer, kv_head);
+  }
+  // [head_dim], or null for none (then so for every layer and head). K's is gone for good: it
+  // shifts all scores of a query alike. V's is given back by W_O's bias.
+  virtual const float* KeyMean(int layer, int kv_head) const { return nullptr; }
+  virtual const float* ValueMean(int layer, int kv_head) const { return nullptr; }
 
   // One layer of a block of 64 tokens: bf16 [K,V][kv_head][64][d], rotated -> page layer
   // [kv_head][PageHeadBytes], and back. Inf or NaN in a row: kInvalidArgument. Profile kBf16 has no
@@ -62,14 +76,17 @@ struct CodecOptions {
   bool data_free = false;  // Hadamard instead of files
   float key_clip = 0.96f;
   float value_clip = 0.92f;
+  std::string shaped_file;  // profile shaped: what `oscarkv calibrate --profile shaped` wrote
+  int sweeps = 2;           // profile shaped: of the encoder behind its feedback, 0..4
 };
 
 absl::StatusOr<std::shared_ptr<const KvCodec>> CreateCodec(const CodecOptions& options,
                                                            const kernels::KvShape& shape);
 
-// Fills the rotation files of `options` from a model's folder: k_rotation_*.pt (or .safetensors)
-// and v_rotation_*; none found: sets data_free. Exactly one of the two, or several candidates: an
-// error that names them.
-absl::Status FindRotations(const std::string& model_dir, CodecOptions* options);
+// Fills the files of `options.profile` that it does not name from a model's folder. Profile oscar:
+// k_rotation_*.pt (or .safetensors) and v_rotation_*; none found: sets data_free; exactly one of
+// the two is an error. Profile shaped: codec_shaped*.safetensors, which must exist. Several
+// candidates: an error that names them.
+absl::Status FindCodecFiles(const std::string& model_dir, CodecOptions* options);
 
 }  // namespace oscarkv

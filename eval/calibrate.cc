@@ -183,6 +183,7 @@ double RotationDamage(const Collected& c, int layer, int head, kernels::Side sid
   DamageTransform t;
   t.matrix = rotation;
   t.mean.assign(d, 0.0);
+  t.centre = c.stats->Mean(layer, head, side);
   t.metric = Congruence(rotation, s, d);
   return MeasureDamage(c.stats->Sample(layer, head, side), d, t, OscarRoundTrip(d, clip));
 }
@@ -243,11 +244,18 @@ absl::StatusOr<Collected> CollectStats(const CollectOptions& options) {
   return out;
 }
 
+double HadamardDamage(const Collected& c, int layer, int head, kernels::Side side) {
+  static constexpr float kClip[2] = {0.96f, 0.92f};
+  const int d = c.stats->shape().head_dim;
+  const RotationSet set = HadamardRotations({1, 1, d});
+  return RotationDamage(c, layer, head, side,
+                        std::vector<double>(set.At(0, 0), set.At(0, 0) + size_t{1} * d * d),
+                        kClip[static_cast<int>(side)]);
+}
+
 absl::StatusOr<OscarFiles> FitOscarProfile(const Collected& c, bool per_head, const float clip[2]) {
   const kernels::KvShape& shape = c.stats->shape();
   const int d = shape.head_dim, groups = per_head ? shape.num_kv_heads : 1;
-  const RotationSet hadamard = HadamardRotations(shape);
-  const std::vector<double> plain(hadamard.At(0, 0), hadamard.At(0, 0) + size_t{1} * d * d);
   OscarFiles out{RotationSet(shape), RotationSet(shape), {}, {}, {}};
   out.summary.resize(shape.num_layers);
   for (int layer = 0; layer < shape.num_layers; ++layer) {
@@ -276,8 +284,7 @@ absl::StatusOr<OscarFiles> FitOscarProfile(const Collected& c, bool per_head, co
         for (int h = 0; h < shape.num_kv_heads; ++h) {
           if (per_head && h != g) continue;
           const float ratio = clip[static_cast<int>(side)];
-          summary.damage_before +=
-              RotationDamage(c, layer, h, side, plain, ratio) / shape.num_kv_heads;
+          summary.damage_before += HadamardDamage(c, layer, h, side) / shape.num_kv_heads;
           summary.damage_after +=
               RotationDamage(c, layer, h, side, fit->rotation, ratio) / shape.num_kv_heads;
         }

@@ -61,6 +61,10 @@ struct LayerSummary {
 // A table, and a line for each layer whose covariance lacks rank.
 std::string FormatSummary(const std::vector<LayerSummary>& layers, int head_dim);
 
+// The damage of profile oscar with a data-free rotation, the baseline of every fit: of an error of
+// the rows over the energy of the rows about their mean, both in the metric of what consumes them.
+double HadamardDamage(const Collected& collected, int layer, int head, kernels::Side side);
+
 struct OscarFiles {
   RotationSet keys, values;
   std::vector<double> key_eigenvalues, value_eigenvalues;  // [layers][heads or 1][d]

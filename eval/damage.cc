@@ -28,6 +28,12 @@ double MeasureDamage(absl::Span<const float> rows, int d, const DamageTransform&
   std::vector<double> y(static_cast<size_t>(kRows) * d), error(d);
   std::vector<kernels::Bf16> page(y.size());
   std::vector<float> decoded(y.size());
+  // (mean - centre) M: from y to a row about its centre.
+  std::vector<double> shift(d);
+  for (int i = 0; !transform.centre.empty() && i < d; ++i) {
+    for (int c = 0; c < d; ++c)
+      shift[c] += (transform.mean[i] - transform.centre[i]) * transform.matrix[i * d + c];
+  }
   double damage = 0, energy = 0;
   for (int first = 0; first < n; first += kRows) {
     for (int r = 0; r < kRows; ++r) {
@@ -43,6 +49,7 @@ double MeasureDamage(absl::Span<const float> rows, int d, const DamageTransform&
     for (int r = 0; r < std::min(kRows, n - first); ++r) {
       for (int c = 0; c < d; ++c) error[c] = decoded[r * d + c] - y[r * d + c];
       damage += Energy(error.data(), transform.metric, d);
+      for (int c = 0; c < d; ++c) y[r * d + c] += shift[c];
       energy += Energy(y.data() + r * d, transform.metric, d);
     }
   }

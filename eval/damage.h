@@ -16,11 +16,13 @@ using PageRoundTrip = std::function<void(const kernels::Bf16* rows, float* decod
 // of y: e metric e^T.
 struct DamageTransform {
   std::vector<double> matrix, mean, metric;
+  std::vector<double> centre = {};  // of the rows, where `mean` is not: energy is counted about it
 };
 
-// sum of e metric e^T over sum of y metric y^T, over the sample's rows [n][d] cut into pages (the
-// last one is filled up with its own first rows). Both in the codec's space, where a metric
-// A^-T S A^-1 makes them those of the model's; 0 for an empty sample.
+// sum of e metric e^T over the energy: the sum of z metric z^T, z = (x - centre) M, over the
+// sample's rows [n][d] cut into pages (the last one is filled up with its own first rows). Both in
+// the codec's space, where a metric A^-T S A^-1 makes them those of the model's; 0 for an empty
+// sample.
 double MeasureDamage(absl::Span<const float> rows, int d, const DamageTransform& transform,
                      const PageRoundTrip& round_trip);
 

@@ -140,10 +140,12 @@ void Transformer::NormAndTurn(const LayerWeights& w, const int32_t* positions, i
 void Transformer::RotateKeys(const LayerWeights& w, int64_t rows, Workspace* ws, float* q) const {
   const int64_t d = config_.head_dim, q_width = config_.num_heads * d,
                 kv_width = config_.num_kv_heads * d;
-  const int matrices = static_cast<int>(w.key_rotation.size());
+  using Matrices = std::vector<std::unique_ptr<kernels::PackedWeight>>;
   // Part `i` of `parts` equal shares of each row's `width` channels from `offset` on, to or through
-  // a rotation into out.
-  const auto move = [&](int64_t offset, int64_t width, float* out) {
+  // a matrix into out; `bias`: one per part, or null.
+  const auto move = [&](const Matrices& by, const float* bias, int64_t offset, int64_t width,
+                        float* out) {
+    const int matrices = static_cast<int>(by.size());
     const int parts = std::max(1, matrices);
     const int64_t share = width / parts;
     for (int i = 0; i < parts; ++i) {
@@ -154,14 +156,16 @@ void Transformer::RotateKeys(const LayerWeights& w, int64_t rows, Workspace* ws,
       }
       if (matrices == 0) continue;
       float* turned = matrices == 1 ? out : ws->rotated.data();
-      w.key_rotation[i]->Run(in, rows * share / d, nullptr, turned);
+      by[i]->Run(in, rows * share / d, bias == nullptr ? nullptr : bias + i * d, turned);
       for (int64_t r = 0; matrices > 1 && r < rows; ++r) {
         std::memcpy(out + r * width + i * share, turned + r * share, share * sizeof(float));
       }
     }
   };
-  move(0, q_width, q);  // the query heads of one kv head stand together
-  move(q_width, kv_width, ws->k.data());
+  // The query heads of one kv head stand together.
+  move(w.query_transform.empty() ? w.key_rotation : w.query_transform, nullptr, 0, q_width, q);
+  move(w.key_rotation, w.key_offset.empty() ? nullptr : w.key_offset.data(), q_width, kv_width,
+       ws->k.data());
 }
 
 void Transformer::AttentionOutputs(int layer, const float* attention, int64_t rows,

@@ -147,7 +147,16 @@ class Loader {
     std::vector<const float*> by_kv_head, by_query_head;
     for (int h = 0; h < c.num_kv_heads; ++h) {
       by_kv_head.push_back(codec_.ValueRotation(layer, h));
-      by_query_head.insert(by_query_head.end(), c.num_heads / c.num_kv_heads, by_kv_head.back());
+      by_query_head.insert(by_query_head.end(), c.num_heads / c.num_kv_heads,
+                           codec_.OutputTransform(layer, h));
+    }
+    const bool means = codec_.ValueMean(layer, 0) != nullptr;
+    if (means) {  // values without their mean, before the fold
+      bias.resize(qkv_rows);
+      for (int h = 0; h < c.num_kv_heads; ++h) {
+        for (int i = 0; i < d; ++i)
+          bias[q_rows + kv_rows + h * d + i] -= codec_.ValueMean(layer, h)[i];
+      }
     }
     float* v = weight.data() + static_cast<size_t>(q_rows + kv_rows) * c.hidden_size;
     FoldIntoRows(by_kv_head, d, c.hidden_size, options_.compute, options_.executor, v);
@@ -163,6 +172,7 @@ class Loader {
     bias.clear();
     RETURN_IF_ERROR(
         Append(prefix + "o_proj", c.hidden_size, q_rows, c.output_bias, &weight, &bias));
+    if (means) AddOutputMean(layer, weight, &bias);
     FoldIntoColumns(by_query_head, d, c.hidden_size, options_.compute, options_.executor,
                     weight.data());
     w->o = Pack(weight, c.hidden_size, q_rows, std::move(bias));
@@ -170,24 +180,60 @@ class Loader {
     return absl::OkStatus();
   }
 
+  // The probabilities of attention sum to 1: what the values lack of their means comes back as W_O
+  // times the means, whatever the query. `w`: [hidden, query heads * d], before the fold.
+  void AddOutputMean(int layer, const std::vector<float>& w, std::vector<float>* bias) const {
+    const int d = config_.head_dim, group = config_.num_heads / config_.num_kv_heads;
+    const size_t width = static_cast<size_t>(config_.num_heads) * d;
+    bias->resize(config_.hidden_size);
+    for (int r = 0; r < config_.hidden_size; ++r) {
+      double sum = (*bias)[r];
+      for (int h = 0; h < config_.num_heads; ++h) {
+        const float* mean = codec_.ValueMean(layer, h / group);
+        for (int i = 0; i < d; ++i) sum += double{w[r * width + h * d + i]} * mean[i];
+      }
+      (*bias)[r] = static_cast<float>(sum);
+    }
+  }
+
   void PackKeyRotation(int layer, LayerWeights* w) const {
-    const int d = config_.head_dim;
+    const int d = config_.head_dim, heads = config_.num_kv_heads;
     const float* first = codec_.KeyRotation(layer, 0);
     if (first == nullptr) return;
-    int different = 1;  // how many matrices the layer has: 1, or one per kv head
-    for (int h = 1; h < config_.num_kv_heads; ++h) {
-      if (std::memcmp(codec_.KeyRotation(layer, h), first, sizeof(float) * d * d) != 0)
-        different = config_.num_kv_heads;
-    }
-    std::vector<float> transposed(static_cast<size_t>(d) * d);
-    for (int h = 0; h < different; ++h) {
+    const auto same = [&](const float* a, const float* b) {
+      return a == b || std::memcmp(a, b, sizeof(float) * d * d) == 0;
+    };
+    bool shared = codec_.KeyMean(layer, 0) == nullptr, orthogonal = true;
+    for (int h = 0; h < heads; ++h) {
       const float* m = codec_.KeyRotation(layer, h);
-      for (int i = 0; i < d; ++i) {
-        for (int j = 0; j < d; ++j)
-          transposed[j * d + i] = m[i * d + j];  // PackedWeight computes x W^T
-      }
-      w->key_rotation.push_back(
-          kernels::PackedWeight::Create(transposed.data(), d, d, kernels::Compute::kFp32));
+      orthogonal &= same(codec_.QueryTransform(layer, h), m);
+      shared &= same(m, first) && same(codec_.QueryTransform(layer, h), m);
+    }
+    for (int h = 0; h < (shared ? 1 : heads); ++h) {
+      w->key_rotation.push_back(PackTransform(codec_.KeyRotation(layer, h)));
+      if (!orthogonal) w->query_transform.push_back(PackTransform(codec_.QueryTransform(layer, h)));
+      if (const float* mean = codec_.KeyMean(layer, h); mean != nullptr)
+        AppendKeyOffset(mean, codec_.KeyRotation(layer, h), w);
+    }
+  }
+
+  // Of row vectors: x M. PackedWeight computes x W^T.
+  std::unique_ptr<kernels::PackedWeight> PackTransform(const float* m) const {
+    const int d = config_.head_dim;
+    std::vector<float> transposed(static_cast<size_t>(d) * d);
+    for (int i = 0; i < d; ++i) {
+      for (int j = 0; j < d; ++j) transposed[j * d + i] = m[i * d + j];
+    }
+    return kernels::PackedWeight::Create(transposed.data(), d, d, kernels::Compute::kFp32);
+  }
+
+  // -mean M.
+  void AppendKeyOffset(const float* mean, const float* m, LayerWeights* w) const {
+    const int d = config_.head_dim;
+    for (int j = 0; j < d; ++j) {
+      double sum = 0;
+      for (int i = 0; i < d; ++i) sum -= double{mean[i]} * m[i * d + j];
+      w->key_offset.push_back(static_cast<float>(sum));
     }
   }
 

@@ -25,6 +25,10 @@ struct LayerWeights {
   // The rotation of K and of its group's Q in fp32: none (identity), one for all kv heads, or one
   // per kv head.
   std::vector<std::unique_ptr<kernels::PackedWeight>> key_rotation;
+  // Where Q's is another matrix than K's: one per kv head, as is key_rotation then. Else empty.
+  std::vector<std::unique_ptr<kernels::PackedWeight>> query_transform;
+  // [kv heads][head_dim], added to K behind its rotation (the mean it lives without), or empty.
+  std::vector<float> key_offset;
 };
 
 // Token embeddings in the type of the file.

@@ -18,6 +18,7 @@ struct WorkerOptions {
   std::string prefill_history = "exact";
   float key_clip = 0.96f;
   float value_clip = 0.92f;
+  std::string shaped_file;  // profile shaped; empty: in the model's folder
   std::string key_rotation;
   std::string value_rotation;
   std::string compute = "auto";

@@ -21,8 +21,9 @@ absl::StatusOr<std::shared_ptr<const KvCodec>> BuildCodec(const WorkerOptions& o
   codec.value_clip = options.value_clip;
   codec.key_rotation_file = options.key_rotation;
   codec.value_rotation_file = options.value_rotation;
-  if (codec.profile != Profile::kBf16 && options.key_rotation.empty()) {
-    RETURN_IF_ERROR(FindRotations(options.model, &codec));
+  codec.shaped_file = options.shaped_file;
+  if (codec.profile == Profile::kShaped || options.key_rotation.empty()) {
+    RETURN_IF_ERROR(FindCodecFiles(options.model, &codec));
   }
   return CreateCodec(codec, config.kv_shape());
 }

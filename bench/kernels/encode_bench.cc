@@ -12,11 +12,27 @@
 #include "bench/kernels/timing.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/q2_encode/op.h"
+#include "kernels/q2_encode/shaped.h"
 
 namespace oscarkv::kernels {
 namespace {
 
 constexpr int kPages = 64;  // 1 MB of rows at head_dim 128: larger than L1, within L2 and L3
+
+// The time does not depend on the values of the metric: none is given.
+void EncodeShaped(int d, const std::vector<Bf16>& rows, int sweeps, std::vector<uint8_t>* pages) {
+  const std::vector<float> zeros(d * d), weight(d, 1.0f);
+  ShapedArgs args;
+  args.head_dim = d;
+  args.row_stride = d;
+  args.metric = {zeros.data(), zeros.data(), weight.data(), weight.data(), static_cast<float>(d)};
+  args.sweeps = sweeps;
+  for (int p = 0; p < kPages; ++p) {
+    args.rows = rows.data() + p * kPageTokens * d;
+    args.page_head = pages->data() + p * PageHeadBytes(d);
+    EncodePageHeadShaped(Backend::kCpu, args, nullptr);
+  }
+}
 
 void Report(int d) {
   std::mt19937 rng(1);
@@ -76,6 +92,13 @@ void Report(int d) {
               reference / without);
   std::printf("  encode V                  %8.0f\n", mb / value);
   std::printf("  encode K without clip     %8.0f\n", mb / unclipped);
+  for (const int sweeps : {0, 1, 2}) {
+    const double shaped = bench::TimePerCall([&] { EncodeShaped(d, rows, sweeps, &pages); });
+    std::printf(
+        "  shaped, %d sweeps          %8.0f   %.2fx the time of K with transform, with its own "
+        "%.2fx\n",
+        sweeps, mb / shaped, shaped / with, (shaped + with - without) / with);
+  }
   std::printf("  decode to fp32            %8.0f\n", mb / to_float);
   std::printf("  decode to bf16            %8.0f   %.1fx the time of memcpy\n", mb / to_bf16,
               to_bf16 / copying);

@@ -11,6 +11,13 @@ KernelStatus EncodePageHead(Backend backend, const EncodeArgs& args, EncodeStats
                                   : cpu::EncodePageHead(args, stats);
 }
 
+KernelStatus EncodePageHeadShaped(Backend backend, const ShapedArgs& args, EncodeStats* stats) {
+  if (backend == Backend::kCuda || !IsSupportedHeadDim(args.head_dim))
+    return KernelStatus::kUnsupported;
+  return backend == Backend::kRef ? ref::EncodePageHeadShaped(args, stats)
+                                  : cpu::EncodePageHeadShaped(args, stats);
+}
+
 KernelStatus EncodeBlockLayer(Backend backend, const KvShape& shape, const Bf16* block_layer,
                               const float clip_ratio[2], uint8_t* page_layer, EncodeStats* stats) {
   EncodeArgs args;

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "kernels/q2_encode/op.h"
+#include "kernels/q2_encode/shaped.h"
 
 namespace oscarkv::kernels {
 
@@ -12,7 +13,10 @@ inline bool ExceedsFp16(float v) {
   return !(std::fabs(v) < 65520.0f);
 }
 
+inline constexpr float kLargestFp16 = 65504.0f;
+
 namespace ref {
+KernelStatus EncodePageHeadShaped(const ShapedArgs& args, EncodeStats* stats);
 KernelStatus EncodePageHead(const EncodeArgs& args, EncodeStats* stats);
 void DecodePageHead(int head_dim, Side side, const uint8_t* page_head, float* rows);
 void DecodePageHeadBf16(int head_dim, Side side, const uint8_t* page_head, Bf16* rows,
@@ -20,6 +24,7 @@ void DecodePageHeadBf16(int head_dim, Side side, const uint8_t* page_head, Bf16*
 }  // namespace ref
 
 namespace cpu {
+KernelStatus EncodePageHeadShaped(const ShapedArgs& args, EncodeStats* stats);
 KernelStatus EncodePageHead(const EncodeArgs& args, EncodeStats* stats);
 void DecodePageHead(int head_dim, Side side, const uint8_t* page_head, float* rows);
 void DecodePageHeadBf16(int head_dim, Side side, const uint8_t* page_head, Bf16* rows,

@@ -25,7 +25,7 @@ constexpr const char* kModel = "models/reference";
 
 CodecOptions ReferenceOptions() {
   CodecOptions options;
-  EXPECT_TRUE(FindRotations(kModel, &options).ok());
+  EXPECT_TRUE(FindCodecFiles(kModel, &options).ok());
   return options;
 }
 CodecOptions DataFree() {
@@ -45,7 +45,7 @@ TEST(ProfileTest, Names) {
   EXPECT_EQ(*ParseProfile("oscar"), Profile::kOscar);
   EXPECT_EQ(ProfileName(Profile::kOscar), "oscar");
   EXPECT_EQ(ParseProfile("Oscar").status(),
-            absl::InvalidArgumentError("profile \"Oscar\", allowed are bf16 and oscar"));
+            absl::InvalidArgumentError("profile \"Oscar\", allowed are bf16, oscar and shaped"));
 }
 
 TEST(CodecTest, ReferenceModel) {
@@ -77,7 +77,7 @@ TEST(CodecTest, DataFreeFallback) {
 TEST(CodecTest, Bf16HasNoTransformAndNoPages) {
   CodecOptions options;
   options.profile = Profile::kBf16;
-  EXPECT_TRUE(FindRotations(kModel, &options).ok());
+  EXPECT_TRUE(FindCodecFiles(kModel, &options).ok());
   EXPECT_TRUE(options.key_rotation_file.empty());
   const auto codec = Create(options);
   EXPECT_EQ(codec->profile(), Profile::kBf16);
@@ -195,9 +195,9 @@ TEST(CodecTest, FingerprintDoesNotDependOnTheFileForm) {
   EXPECT_EQ(Create(safetensors, shape)->fingerprint(), want);
 }
 
-TEST(FindRotationsTest, Folders) {
+TEST(FindCodecFilesTest, Folders) {
   TempDir dir;
-  const auto find = [&](CodecOptions* options) { return FindRotations(dir.path(), options); };
+  const auto find = [&](CodecOptions* options) { return FindCodecFiles(dir.path(), options); };
   CodecOptions none;
   ASSERT_TRUE(find(&none).ok());
   EXPECT_TRUE(none.data_free);
@@ -234,7 +234,7 @@ TEST(FindRotationsTest, Folders) {
   EXPECT_TRUE(data_free.key_rotation_file.empty());
 
   CodecOptions absent;
-  EXPECT_EQ(FindRotations(dir.path() + "/absent", &absent).code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(FindCodecFiles(dir.path() + "/absent", &absent).code(), absl::StatusCode::kNotFound);
 }
 
 std::vector<kernels::Bf16> Rows(const kernels::KvShape& shape, uint32_t seed) {

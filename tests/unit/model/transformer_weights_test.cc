@@ -38,14 +38,26 @@ std::vector<float> RandomRotation(int n, uint64_t seed) {
   return m;
 }
 
-// Rotations without quantisation: the output of a model must not change. `per_head`: a matrix of
-// its own for each kv head.
+// Transforms without quantisation: the output of a model must not change. `per_head`: a matrix of
+// its own for each kv head. `means`: not orthogonal, and rows without a mean.
 class RotatingCodec final : public KvCodec {
  public:
-  RotatingCodec(const kernels::KvShape& shape, bool per_head) : shape_(shape), per_head_(per_head) {
+  RotatingCodec(const kernels::KvShape& shape, bool per_head, bool means = false)
+      : shape_(shape), per_head_(per_head), means_(means) {
     for (int i = 0; i < 2 * shape.num_layers * shape.num_kv_heads; ++i) {
       rotations_.push_back(RandomRotation(shape.head_dim, i + 1));
+      inverses_.push_back(rotations_.back());
     }
+    // A rotation with stretched columns: its inverse transposed has them shrunk.
+    const int d = shape.head_dim;
+    for (size_t i = 0; means && i < rotations_.size(); ++i) {
+      for (int e = 0; e < d * d; ++e) {
+        const float stretch = std::exp2(static_cast<float>(e % d % 5) - 2);
+        rotations_[i][e] *= stretch;
+        inverses_[i][e] /= stretch;
+      }
+    }
+    for (int i = 0; i < d; ++i) mean_.push_back(static_cast<float>(i % 7) / 8 - 0.3f);
   }
   Profile profile() const override { return Profile::kBf16; }
   const kernels::KvShape& shape() const override { return shape_; }
@@ -54,6 +66,14 @@ class RotatingCodec final : public KvCodec {
   bool data_free() const override { return false; }
   const float* KeyRotation(int layer, int head) const override { return At(0, layer, head); }
   const float* ValueRotation(int layer, int head) const override { return At(1, layer, head); }
+  const float* QueryTransform(int layer, int head) const override {
+    return inverses_[Index(0, layer, head)].data();
+  }
+  const float* OutputTransform(int layer, int head) const override {
+    return inverses_[Index(1, layer, head)].data();
+  }
+  const float* KeyMean(int, int) const override { return means_ ? mean_.data() : nullptr; }
+  const float* ValueMean(int, int) const override { return means_ ? mean_.data() : nullptr; }
   absl::Status EncodeLayer(int, const kernels::Bf16*, uint8_t*) const override {
     return absl::FailedPreconditionError("");
   }
@@ -64,14 +84,16 @@ class RotatingCodec final : public KvCodec {
 
  private:
   const float* At(int side, int layer, int head) const {
-    return rotations_[(side * shape_.num_layers + layer) * shape_.num_kv_heads +
-                      (per_head_ ? head : 0)]
-        .data();
+    return rotations_[Index(side, layer, head)].data();
+  }
+  size_t Index(int side, int layer, int head) const {
+    return (side * shape_.num_layers + layer) * shape_.num_kv_heads + (per_head_ ? head : 0);
   }
   const kernels::KvShape shape_;
-  const bool per_head_;
+  const bool per_head_, means_;
   const Sha256Digest fingerprint_{};
-  std::vector<std::vector<float>> rotations_;
+  std::vector<std::vector<float>> rotations_, inverses_;
+  std::vector<float> mean_;
 };
 
 std::shared_ptr<const KvCodec> Identity(const kernels::KvShape& shape) {
@@ -127,6 +149,10 @@ TEST_P(FamilyTest, RotationsCancel) {
     EXPECT_LT(WorstDifference(m, dir.path(),
                               std::make_shared<RotatingCodec>(m.config.kv_shape(), per_head), 2),
               1e-3);
+    EXPECT_LT(
+        WorstDifference(m, dir.path(),
+                        std::make_shared<RotatingCodec>(m.config.kv_shape(), per_head, true), 2),
+        1e-3);
   }
 }
 

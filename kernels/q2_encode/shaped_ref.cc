@@ -1,0 +1,200 @@
+// The specification of shaped codes: one row at a time, every operation in its order.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "kernels/q2_encode/op_backends.h"
+
+namespace oscarkv::kernels::ref {
+namespace {
+
+constexpr int kMaxHeadDim = 128;
+constexpr float kStarts[] = {0.9f, 0.75f, 0.62f};
+constexpr float kLeastStep = 1e-8f;
+
+struct Row {
+  int d;
+  float y[kMaxHeadDim];
+  float middle, step;
+  float x[kMaxHeadDim], q[kMaxHeadDim], e[kMaxHeadDim];
+};
+
+// The code nearest to a level given as a code's number: ties to even.
+float Nearest(float level) {
+  return std::min(std::max(std::nearbyint(level), 0.0f), 3.0f);
+}
+
+// Step 1, affine. `c` are values about their mean, `lo` the value of code 0.
+void FitAffine(Row* row, float widen) {
+  const int d = row->d;
+  const float share = 1.0f / static_cast<float>(d);  // exact
+  float sum = 0, min = row->y[0], max = row->y[0];
+  for (int j = 0; j < d; ++j) {
+    sum += row->y[j];
+    min = std::min(min, row->y[j]);
+    max = std::max(max, row->y[j]);
+  }
+  const float mean = sum * share;
+  float c[kMaxHeadDim];
+  for (int j = 0; j < d; ++j) c[j] = row->y[j] - mean;
+  float best = INFINITY, best_lo = 0, best_step = kLeastStep;
+  for (const float start : kStarts) {
+    float lo = min * start;
+    float step = std::max((max * start - lo) / 3.0f, kLeastStep);
+    lo -= mean;
+    for (int round = 0; round < 3; ++round) {
+      const float inverse = 1.0f / step;
+      float k1 = 0, k2 = 0, kc = 0;
+      for (int j = 0; j < d; ++j) {
+        const float k = Nearest((c[j] - lo) * inverse);
+        k1 += k;
+        k2 = std::fma(k, k, k2);
+        kc = std::fma(k, c[j], kc);
+      }
+      const float mean_code = k1 * share;
+      step = std::max(kc / std::max(k2 - k1 * mean_code, kLeastStep), kLeastStep);
+      lo = -(step * mean_code);
+    }
+    const float inverse = 1.0f / step;
+    float error = 0;
+    for (int j = 0; j < d; ++j) {
+      const float k = Nearest((c[j] - lo) * inverse);
+      const float difference = std::fma(k, step, lo) - c[j];
+      error = std::fma(difference, difference, error);
+    }
+    if (error < best) {
+      best = error;
+      best_lo = lo;
+      best_step = step;
+    }
+  }
+  row->middle = std::fma(1.5f, best_step, best_lo) + mean;
+  row->step = best_step * widen;
+}
+
+void FitSymmetric(Row* row, float widen) {
+  float squares = 0;
+  for (int j = 0; j < row->d; ++j) squares = std::fma(row->y[j], row->y[j], squares);
+  row->middle = 0;
+  row->step =
+      std::max(std::sqrt(squares * (1.0f / static_cast<float>(row->d))) * 0.996f, kLeastStep) *
+      widen;
+}
+
+// x_j + sum over i != j of factors[i] v_i, in the order of shaped.h; `above`: over i > j only.
+float Target(const float* factors, const float* v, float x, int j, int d, bool above) {
+  const int block = j / kShapedBlock * kShapedBlock, block_end = block + kShapedBlock;
+  float t = x;
+  for (int i = d - 1; i >= block_end; --i) t = std::fma(factors[i], v[i], t);
+  if (!above) {
+    for (int i = block - 1; i >= 0; --i) t = std::fma(factors[i], v[i], t);
+  }
+  for (int i = block_end - 1; i >= block; --i) {
+    if (i > j || (!above && i < j)) t = std::fma(factors[i], v[i], t);
+  }
+  return t;
+}
+
+void ChooseCodes(const ShapedArgs& a, Row* row) {
+  const int d = row->d;
+  const auto put = [row](int j, float target) {
+    row->q[j] = Nearest(target + 1.5f) - 1.5f;
+    row->e[j] = row->x[j] - row->q[j];
+  };
+  for (int j = d - 1; j >= 0; --j)
+    put(j, Target(a.metric.feedback + j * d, row->e, row->x[j], j, d, true));
+  for (int sweep = 0; sweep < a.sweeps; ++sweep) {
+    for (int j = d - 1; j >= 0; --j)
+      put(j, Target(a.metric.sweep + j * d, row->e, row->x[j], j, d, false));
+  }
+}
+
+// Inner products in the metric: <a, b> = sum of D_j (L^T a)_j (L^T b)_j.
+struct Products {
+  float qq = 0, qx = 0, q1 = 0, x1 = 0, xx = 0;
+};
+Products InnerProducts(const ShapedMetric& m, const Row& row) {
+  Products p;
+  for (int j = row.d - 1; j >= 0; --j) {
+    const float* factors = m.feedback + j * row.d;
+    const float q = Target(factors, row.q, row.q[j], j, row.d, true);
+    const float x = Target(factors, row.x, row.x[j], j, row.d, true);
+    const float dq = m.weight[j] * q, dx = m.weight[j] * x;
+    p.qq = std::fma(dq, q, p.qq);
+    p.qx = std::fma(dq, x, p.qx);
+    p.q1 = std::fma(dq, m.ones[j], p.q1);
+    p.x1 = std::fma(dx, m.ones[j], p.x1);
+    p.xx = std::fma(dx, x, p.xx);
+  }
+  return p;
+}
+
+// Steps 3 and 4: scale and offset before their rounding.
+void Refit(const ShapedArgs& a, const Row& row, float* scale, float* offset) {
+  const Products p = InnerProducts(a.metric, row);
+  const float n = a.metric.ones_norm;
+  float alpha = 1, beta = 0;  // x ~ alpha q + beta
+  if (a.symmetric) {
+    const float fitted = p.qx / std::max(p.qq, 1e-9f);
+    if (fitted > 0.3f && fitted < 3.0f) alpha = fitted;
+  } else {
+    const float determinant = std::max(p.qq * n - p.q1 * p.q1, 1e-9f);
+    const float fitted = (p.qx * n - p.x1 * p.q1) / determinant;
+    const float moved = (p.qq * p.x1 - p.q1 * p.qx) / determinant;
+    if (fitted > 0.3f && fitted < 3.0f && std::fabs(moved) <= 3.0f) {
+      alpha = fitted;
+      beta = moved;
+    }
+  }
+  const float m = row.middle / row.step, b = beta + m;
+  const float yy = p.xx + (2.0f * m) * p.x1 + (m * m) * n;
+  const float approximated = alpha * p.qx + (alpha * m) * p.q1 + b * p.x1 + (b * m) * n;
+  const float ratio = std::min(std::max(yy / std::max(approximated, 1e-9f), 0.8f), 1.5f);
+  const float g = 1.0f + a.gain * (ratio - 1.0f);
+  const float step = row.step * alpha;
+  *scale = step * g;
+  *offset = (row.middle + row.step * beta - 1.5f * step) * g;
+}
+
+}  // namespace
+
+KernelStatus EncodePageHeadShaped(const ShapedArgs& args, EncodeStats* stats) {
+  const int d = args.head_dim, side = static_cast<int>(args.side);
+  uint8_t* codes = args.page_head + side * CodesBytes(d);
+  uint8_t* scales = args.page_head + MetaOffset(d) + side * 4 * kPageTokens;
+  uint8_t* offsets = scales + 2 * kPageTokens;
+  std::memset(codes, 0, CodesBytes(d));
+  for (int token = 0; token < kPageTokens; ++token) {
+    Row row = {};
+    row.d = d;
+    bool clamped = false;
+    for (int j = 0; j < d; ++j) {
+      const float y = ToFloat(args.rows[token * args.row_stride + j]);
+      if (!std::isfinite(y)) return KernelStatus::kNonFinite;
+      row.y[j] = std::clamp(y, -kLargestFp16, kLargestFp16);
+      clamped |= row.y[j] != y;
+    }
+    args.symmetric ? FitSymmetric(&row, args.widen) : FitAffine(&row, args.widen);
+    const float inverse = 1.0f / row.step;
+    for (int j = 0; j < d; ++j) row.x[j] = (row.y[j] - row.middle) * inverse;
+    ChooseCodes(args, &row);
+    float scale, offset;
+    Refit(args, row, &scale, &offset);
+    for (int j = 0; j < d; ++j) {
+      const CodePosition at =
+          args.side == Side::kKey ? KeyPosition(d, token, j) : ValuePosition(d, token, j);
+      const int code = static_cast<int>(row.q[j] + 1.5f);
+      codes[4 * at.word + at.bit / 8] |= static_cast<uint8_t>(code << at.bit % 8);
+    }
+    const Fp16 rounded[2] = {FloatToFp16(scale), FloatToFp16(offset)};
+    std::memcpy(scales + 2 * MetaIndex(token), &rounded[0], 2);
+    std::memcpy(offsets + 2 * MetaIndex(token), &rounded[1], 2);
+    if (stats != nullptr) {
+      ++stats->rows;
+      stats->clamped_fp16 += clamped || ExceedsFp16(scale) || ExceedsFp16(offset);
+    }
+  }
+  return KernelStatus::kOk;
+}
+
+}  // namespace oscarkv::kernels::ref
