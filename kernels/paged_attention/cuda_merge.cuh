@@ -42,57 +42,55 @@ class Merger {
  public:
   __device__ Merger(const PagedAttentionArgs& args, const Workspace& workspace,
                     SharedMemory<C>* shared)
-      : args_(args), workspace_(workspace), plan_(*workspace.header), shared_(shared) {}
+      : args_(args), workspace_(workspace), shared_(shared) {}
 
   // All warps of the block have closed; ends with every thread done with shared memory.
   __device__ void Finish(const Segment& segment) {
     __syncthreads();
-    const PlanSequence& sequence = segment.sequence;
-    const int64_t begin = sequence.first_unit + int64_t{segment.head} * sequence.Units();
-    const int first = BlockOf(plan_, begin);
-    const int parts = BlockOf(plan_, begin + sequence.Units() - 1) - first + 1;
+    CombineStats();
+    __syncthreads();
     const int line = segment.sequence_index * args_.num_kv_heads + segment.head;
-    if (parts == 1) {
+    if (segment.line.blocks == 1) {
       StoreWhole(line);
     } else {
       const int block = static_cast<int>(blockIdx.x);
-      StorePart(block == first ? 2 * block + 1 : 2 * block);
-      if (IsLast(workspace_.arrivals + line, parts)) MergeParts(line, first, parts);
+      StorePart(block == segment.line.first_block ? 2 * block + 1 : 2 * block);
+      if (IsLast(workspace_.arrivals + line, segment.line.blocks))
+        MergeParts(line, segment.line.first_block, segment.line.blocks);
     }
     __syncthreads();
   }
 
  private:
-  // The block's state of one head.
-  struct Head {
-    float max, sum, offset_sum;
-    float factors[C::kWarps];  // of the warps' sums
-  };
-  __device__ Head Combine(int head) const {
-    Head h;
-    h.max = -INFINITY;
-    h.sum = h.offset_sum = 0;
+  // Leaves the factors of the warps' sums in shared_->max, the block's maximum of head h in
+  // sum[1][h] and its sum in sum[0][h]. Eight lanes to a head.
+  __device__ void CombineStats() const {
+    static_assert(C::kWarps == 8);
+    const int head = threadIdx.x / C::kWarps, w = threadIdx.x % C::kWarps;
+    if (threadIdx.x / 32 * 4 >= C::kHeads) return;  // whole warps
+    const float own = shared_->max[w][head];
+    float max = own;
 #pragma unroll
-    for (int w = 0; w < C::kWarps; ++w) h.max = fmaxf(h.max, shared_->max[w][head]);
+    for (int lanes = 4; lanes > 0; lanes /= 2)
+      max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, lanes));
+    const float factor = own == -INFINITY ? 0 : Exp2(own - max);
+    float sum = factor * shared_->sum[w][head];
 #pragma unroll
-    for (int w = 0; w < C::kWarps; ++w) {
-      const float max = shared_->max[w][head];
-      h.factors[w] = max == -INFINITY ? 0 : Exp2(max - h.max);
-      h.sum += h.factors[w] * shared_->sum[w][head];
-      h.offset_sum += h.factors[w] * shared_->offset_sum[w][head];
-    }
-    return h;
+    for (int lanes = 4; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(kAllLanes, sum, lanes);
+    shared_->max[w][head] = factor;
+    if (w < 2) shared_->sum[w][head] = w == 0 ? sum : max;
   }
   // Of all warps, not yet divided by the sum.
-  __device__ float4 CombineElement(int e, const Head& h0, const Head& h1) const {
-    float4 v = {h0.offset_sum, h1.offset_sum, h0.offset_sum, h1.offset_sum};
+  __device__ float4 CombineElement(int e, const Element<C>& element) const {
+    float4 v = {0, 0, 0, 0};
 #pragma unroll
     for (int w = 0; w < C::kWarps; ++w) {
       const float4 s = shared_->sums[w][e];
-      v.x = fmaf(h0.factors[w], s.x, v.x);
-      v.y = fmaf(h1.factors[w], s.y, v.y);
-      v.z = fmaf(h0.factors[w], s.z, v.z);
-      v.w = fmaf(h1.factors[w], s.w, v.w);
+      const float f0 = shared_->max[w][element.heads[0]], f1 = shared_->max[w][element.heads[1]];
+      v.x = fmaf(f0, s.x, v.x);
+      v.y = fmaf(f1, s.y, v.y);
+      v.z = fmaf(f0, s.z, v.z);
+      v.w = fmaf(f1, s.w, v.w);
     }
     return v;
   }
@@ -107,45 +105,39 @@ class Merger {
   __device__ void StoreWhole(int line) const {
     for (int e = threadIdx.x; e < C::kElements; e += C::kThreads) {
       const Element<C> element(e);
-      const Head h0 = Combine(element.heads[0]);
-      const Head h1 = C::kSplit ? h0 : Combine(element.heads[1]);
-      float4 v = CombineElement(e, h0, h1);
-      const float f0 = 1 / h0.sum, f1 = 1 / h1.sum;
+      float4 v = CombineElement(e, element);
+      const float f0 = 1 / shared_->sum[0][element.heads[0]];
+      const float f1 = 1 / shared_->sum[0][element.heads[1]];
       v = {v.x * f0, v.y * f1, v.z * f0, v.w * f1};
       element.Store(v, args_.group, Out(line));
     }
-    if (args_.lse != nullptr && threadIdx.x < C::kHeads) {
-      const Head h = Combine(threadIdx.x);
-      StoreLse(line, threadIdx.x, h.max, h.sum);
-    }
+    if (threadIdx.x < C::kHeads)
+      StoreLse(line, threadIdx.x, shared_->sum[1][threadIdx.x], shared_->sum[0][threadIdx.x]);
   }
 
   __device__ void StorePart(int part) const {
     for (int e = threadIdx.x; e < C::kElements; e += C::kThreads) {
-      const Element<C> element(e);
-      const Head h0 = Combine(element.heads[0]);
-      const Head h1 = C::kSplit ? h0 : Combine(element.heads[1]);
-      __stcg(workspace_.partial_out + int64_t{part} * C::kElements + e, CombineElement(e, h0, h1));
+      __stcg(workspace_.partial_out + int64_t{part} * C::kElements + e,
+             CombineElement(e, Element<C>(e)));
     }
     if (threadIdx.x < C::kHeads) {
-      const Head h = Combine(threadIdx.x);
-      __stcg(workspace_.partial_stats + part * C::kHeads + threadIdx.x, float2{h.max, h.sum});
+      __stcg(workspace_.partial_stats + part * C::kHeads + threadIdx.x,
+             float2{shared_->sum[1][threadIdx.x], shared_->sum[0][threadIdx.x]});
     }
   }
 
   // Whether all other parts of the line are there.
   __device__ bool IsLast(int* arrivals, int parts) const {
-    __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
+      __threadfence();  // the whole block's stores, which the barrier put before it
       const bool last = atomicAdd(arrivals, 1) == parts - 1;
       if (last) *arrivals = 0;  // for the next layer
       shared_->is_last = last;
+      __threadfence();
     }
     __syncthreads();
-    if (!shared_->is_last) return false;
-    __threadfence();
-    return true;
+    return shared_->is_last;
   }
 
   // The line's part k is block first + k's; only the first one is not its block's first segment.
@@ -213,7 +205,6 @@ class Merger {
 
   const PagedAttentionArgs& args_;
   const Workspace& workspace_;
-  const PlanHeader plan_;
   SharedMemory<C>* const shared_;
 };
 

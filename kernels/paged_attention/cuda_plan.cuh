@@ -19,7 +19,7 @@ inline constexpr int kPlanThreads = 1024;
 // Blocks get at least this much work: more of them would cost more to merge than they save.
 inline constexpr int kMinUnits = 16;
 
-struct PlanHeader {
+struct PlanTotals {
   int64_t units;  // of the batch
   int blocks;     // that have work
 };
@@ -33,30 +33,36 @@ struct PlanSequence {
   __host__ __device__ int Units() const { return kTileUnits * Tiles() + pages; }
 };
 
+// The blocks that one line lies in.
+struct PlanLine {
+  int first_block, blocks;
+};
+
 // Where one thread block starts, and how many units it has.
 struct PlanSlice {
   PlanSequence sequence;
+  PlanLine line;
   int sequence_index, head, first_unit;  // first_unit within the line
   int units;
 };
-static_assert(sizeof(PlanSequence) == 24 && sizeof(PlanSlice) == 40);
+static_assert(sizeof(PlanSequence) == 24 && sizeof(PlanSlice) == 48);
 
 // First unit of block i, and the last block whose first unit is at or before `unit`.
-__host__ __device__ inline int64_t FirstUnit(const PlanHeader& plan, int block) {
+__host__ __device__ inline int64_t FirstUnit(const PlanTotals& plan, int block) {
   return block * plan.units / plan.blocks;
 }
-__host__ __device__ inline int BlockOf(const PlanHeader& plan, int64_t unit) {
+__host__ __device__ inline int BlockOf(const PlanTotals& plan, int64_t unit) {
   return static_cast<int>(((unit + 1) * plan.blocks - 1) / plan.units);
 }
 
 // The workspace: device addresses, the same for Plan and Run as long as num_seqs is.
 struct Workspace {
-  PlanHeader* header;
   PlanSlice* slices;        // [blocks]
   float2* partial_stats;    // [2 blocks][heads]: maximum (base 2) and sum
   float4* partial_out;      // [2 blocks][elements]
   PlanSequence* sequences;  // [num_seqs]
-  int* arrivals;            // [num_seqs][num_kv_heads]
+  PlanLine* lines;          // [num_seqs][num_kv_heads]
+  int* arrivals;            // [num_seqs][num_kv_heads]: blocks that have stored their part
 };
 
 }  // namespace oscarkv::kernels::cuda

@@ -7,119 +7,96 @@ namespace oscarkv::kernels::cuda {
 
 inline constexpr float kLog2E = 1.4426950408889634f;
 
+// Row operand `a` of step 4ch+p from a slot's words: fp16 subnormals code * 4^(p+1) * 2^-24. Tensor
+// cores align a subnormal product as if it were 2^-14 times the other factor, so codes in the
+// lowest bits would lose most: two bits higher costs a shift and gains two bits of every product.
+template <int kWords>
+__device__ __forceinline__ void CodeOperand(const uint32_t (&words)[kWords], int step,
+                                            uint32_t (&a)[4]) {
+  const uint32_t mask = 0x000C000Cu << 2 * (step % 4);
+  const uint32_t w0 = words[step / 4 * 2], w1 = words[step / 4 * 2 + 1];
+  a[0] = w0 * 4 & mask;
+  a[1] = w1 * 4 & mask;
+  a[2] = w0 >> 6 & mask;
+  a[3] = w1 >> 6 & mask;
+}
+// What the codes of a step (of a row block of V) must be multiplied with to be codes * 2^-24.
+__device__ constexpr float CodeScale(int step) {
+  return 1.0f / (4 << 2 * (step % 4));
+}
+
+template <int kWords>
+__device__ __forceinline__ void LoadSlot(const uint8_t* codes, int token_block, int slot,
+                                         uint32_t (&words)[kWords]) {
+  const uint8_t* at = codes + (token_block * 32 + slot) * 4 * kWords;
+  if constexpr (kWords == 4) {
+    const uint4 v = *reinterpret_cast<const uint4*>(at);
+    words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
+  } else {
+    const uint2 v = *reinterpret_cast<const uint2*>(at);
+    words[0] = v.x, words[1] = v.y;
+  }
+}
+
 template <class C>
 class Softmax {
  public:
   __device__ Softmax(const PagedAttentionArgs& args, SharedMemory<C>* shared, int warp)
-      : args_(args), shared_(shared), sums_(shared->sums[warp] + (threadIdx.x & 31)) {}
+      : args_(args),
+        shared_(shared),
+        warp_(warp),
+        id_(threadIdx.x & 31),
+        sums_(shared->sums[warp] + id_) {}
 
-  // An empty softmax.
-  __device__ void Reset() {
+  // An empty softmax for a segment's query heads. The whole block calls it: every warp makes its
+  // part of the operands of q, in shared memory. Ends with a barrier.
+  __device__ void Start(const Segment& segment) {
+    PrepareQuery(args_.q + (int64_t{segment.sequence_index} * args_.num_kv_heads + segment.head) *
+                               args_.group * C::kHeadDim);
 #pragma unroll
     for (int k = 0; k < C::kLaneHeads; ++k) max_[k] = sum_[k] = offset_sum_[k] = 0;
     ClearOut();
 #pragma unroll
     for (int i = 0; i < C::kVectors; ++i) sums_[32 * i] = {0, 0, 0, 0};
     empty_ = true;
-  }
-  __device__ bool empty() const {
-    return empty_;
+    retune_ = false;
+    __syncthreads();
   }
 
-  // Column operands of q for tiles, times scale * log2(e): the high and the middle part; split:
-  // columns (high, middle) and (low, 0).
-  __device__ void LoadTileQuery(const Segment& segment) {
-    const float factor = args_.scale * kLog2E;
+  // To be called between tiles and pages.
+  __device__ void StartPages() {
+    retune_ = !empty_;  // the maximum so far was found without regard to V's scales
 #pragma unroll
     for (int n = 0; n < C::kColumnGroups; ++n) {
 #pragma unroll
-      for (int i = 0; i < 2 * C::kSteps; ++i) {
-        const float2 q = Query(segment, n, i);
-        const float x[2] = {q.x * factor, q.y * factor};
-        const float2 high = UnpackBf16(PackBf16(x[0], x[1]));
-        const float rest[2] = {x[0] - high.x, x[1] - high.y};
-        const float2 middle = UnpackBf16(PackBf16(rest[0], rest[1]));
-        if constexpr (C::kSplit) {
-          const bool odd = lane_.g & 1;
-          query_[n][i] = odd ? PackBf16(middle.x, middle.y) : PackBf16(high.x, high.y);
-          tile_query_low_[n][i] = odd ? 0 : PackBf16(rest[0] - middle.x, rest[1] - middle.y);
-        } else {
-          query_[n][i] = PackBf16(high.x, high.y);
-          tile_query_low_[n][i] = PackBf16(middle.x, middle.y);
-        }
-      }
+      for (int i = 0; i < C::kSteps / 2; ++i) query_[n][i] = shared_->page_query[n][i][id_];
     }
-  }
-
-  // Column operands of q for pages: fp16(q S 4^-p), S a power of two that brings the largest |q| of
-  // the group to 2^13..2^14. `query_low_of_warp`: this warp writes its part of the block's low
-  // parts.
-  __device__ void LoadPageQuery(const Segment& segment, int warp) {
-    float largest = 0;
+    float sums[C::kSplit ? 2 : C::kLaneHeads];
 #pragma unroll
-    for (int n = 0; n < C::kColumnGroups; ++n) {
+    for (int k = 0; k < (C::kSplit ? 2 : C::kLaneHeads); ++k) {
+      const float(&of_warps)[C::kWarps] = shared_->query_sums[k / 2 * 8 + 2 * lane_.j + k % 2];
+      sums[k] = 0;
 #pragma unroll
-      for (int i = 0; i < 2 * C::kSteps; ++i) {
-        const float2 q = Query(segment, n, i);
-        largest = fmaxf(largest, fmaxf(fabsf(q.x), fabsf(q.y)));
-      }
+      for (int w = 0; w < C::kWarps; ++w) sums[k] += of_warps[w];
+      if constexpr (!C::kSplit) query_sum_[k] = sums[k];
     }
-#pragma unroll
-    for (int lanes = 16; lanes > 0; lanes /= 2)
-      largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, lanes));
-    const int exponent = max(static_cast<int>(__float_as_uint(largest) >> 23), 14);
-    const float to_fp16 = __uint_as_float(static_cast<uint32_t>(267 - exponent) << 23);
-    const float from_fp16 = __uint_as_float(static_cast<uint32_t>(exponent - 13) << 23);
-    score_factor_ = args_.scale * kLog2E * from_fp16 * 16777216.0f;
-
-#pragma unroll
-    for (int n = 0; n < C::kColumnGroups; ++n) {
-      float column_sum = 0;
-#pragma unroll
-      for (int i = 0; i < 2 * C::kSteps; ++i) {
-        const float power = 1.0f / (1 << 2 * (i / 2 % 4));
-        const float2 q = Query(segment, n, i);
-        const float x[2] = {q.x * to_fp16 * power, q.y * to_fp16 * power};
-        const uint32_t high = PackFp16(x[0], x[1]);
-        const float2 h = UnpackFp16(high);
-        const uint32_t low = PackFp16(x[0] - h.x, x[1] - h.y);
-        const float2 l = UnpackFp16(low);
-        if constexpr (C::kSplit) {
-          const bool odd = lane_.g & 1;
-          query_[n][i] = odd ? low : high;
-          column_sum += (odd ? l.x + l.y : h.x + h.y) / power;
-        } else {
-          query_[n][i] = high;
-          column_sum += (C::kQueryLow ? h.x + h.y + (l.x + l.y) : h.x + h.y) / power;
-          if (C::kQueryLow && i / 4 % C::kWarps == warp) QueryLow(n, i) = low;
-        }
-      }
-      column_sum += __shfl_xor_sync(kAllLanes, column_sum, 1);
-      column_sum += __shfl_xor_sync(kAllLanes, column_sum, 2);
-      const float column = column_sum * from_fp16 * args_.scale * kLog2E;
-      if constexpr (C::kSplit) {
-        query_sum_[0] = __shfl_sync(kAllLanes, column, 8 * lane_.j) +
-                        __shfl_sync(kAllLanes, column, 8 * lane_.j + 4);
-      } else {
-        query_sum_[2 * n] = __shfl_sync(kAllLanes, column, 8 * lane_.j);
-        query_sum_[2 * n + 1] = __shfl_sync(kAllLanes, column, 8 * lane_.j + 4);
-      }
-    }
+    if constexpr (C::kSplit) query_sum_[0] = sums[0] + sums[1];
   }
 
   // Scores of a tile and their weights, as column operands for AddTileOut.
   __device__ void AddTileScores(uint32_t tile, int tokens) {
     float x[C::kColumnGroups][4] = {};
-    const int lane = threadIdx.x & 31;
-    const int row = lane & 15;
+    const int row = id_ & 15;
 #pragma unroll
     for (int s = 0; s < C::kSteps; ++s) {
       uint32_t a[4];
-      LoadMatrices(a, tile + 2 * C::kHeadDim * row + 16 * ((2 * s + (lane >> 4)) ^ (row & 7)));
+      LoadMatrices(a, tile + 2 * C::kHeadDim * row + 16 * ((2 * s + (id_ >> 4)) ^ (row & 7)));
 #pragma unroll
       for (int n = 0; n < C::kColumnGroups; ++n) {
-        MmaBf16(x[n], a, query_[n][2 * s], query_[n][2 * s + 1]);
-        MmaBf16(x[n], a, tile_query_low_[n][2 * s], tile_query_low_[n][2 * s + 1]);
+        const uint4 high = shared_->tile_query[n][s / 2][id_];
+        const uint4 low = shared_->tile_query_low[n][s / 2][id_];
+        MmaBf16(x[n], a, s % 2 ? high.z : high.x, s % 2 ? high.w : high.y);
+        MmaBf16(x[n], a, s % 2 ? low.z : low.x, s % 2 ? low.w : low.y);
       }
     }
     float y[C::kLaneHeads][2];  // scores minus maximum, of tokens g and g + 8
@@ -135,13 +112,12 @@ class Softmax {
   }
 
   __device__ void AddTileOut(uint32_t tile) {
-    const int lane = threadIdx.x & 31;
-    const int row = (lane & 7) + (lane >> 4) * 8;
+    const int row = (id_ & 7) + (id_ >> 4) * 8;
 #pragma unroll
     for (int s = 0; s < C::kSteps; ++s) {
       uint32_t a[4];
       LoadMatricesTransposed(
-          a, tile + 2 * C::kHeadDim * row + 16 * ((2 * s + (lane >> 3 & 1)) ^ (row & 7)));
+          a, tile + 2 * C::kHeadDim * row + 16 * ((2 * s + (id_ >> 3 & 1)) ^ (row & 7)));
 #pragma unroll
       for (int n = 0; n < C::kColumnGroups; ++n) {
         MmaBf16(out_[n][s], a, tile_weights_[n][0], tile_weights_[n][1]);
@@ -152,35 +128,15 @@ class Softmax {
 
   __device__ void AddPage(const uint8_t* page);
 
-  // Adds the output sums to those in shared memory and clears them.
+  // Adds the output sums (of tiles or of pages) to those in shared memory and clears them.
   template <bool kPages>
   __device__ void Flush() {
-#pragma unroll
-    for (int i = 0; i < C::kVectors; ++i) {
-      float4 v = sums_[32 * i];
-      if constexpr (C::kSplit) {
-        const float(&a)[4] = out_[0][2 * i];
-        const float(&b)[4] = out_[0][2 * i + 1];
-        const float fa = kPages ? PageFactor(2 * i) : 1, fb = kPages ? PageFactor(2 * i + 1) : 1;
-        v.x += fa * (a[0] + a[1]);
-        v.y += fa * (a[2] + a[3]);
-        v.z += fb * (b[0] + b[1]);
-        v.w += fb * (b[2] + b[3]);
-      } else {
-        const float(&a)[4] = out_[i / C::kSteps][i % C::kSteps];
-        const float f = kPages ? PageFactor(i % C::kSteps) : 1;
-        v.x += f * a[0];
-        v.y += f * a[1];
-        v.z += f * a[2];
-        v.w += f * a[3];
-      }
-      sums_[32 * i] = v;
-    }
-    ClearOut();
+    const float nothing[C::kLaneHeads] = {};
+    Flush<kPages>(nothing);
   }
 
-  // After the last flush: this warp's maxima and sums to shared memory.
-  __device__ void Close(int warp) {
+  // Everything this warp has to shared memory.
+  __device__ void Close() {
 #pragma unroll
     for (int k = 0; k < C::kLaneHeads; ++k) {
 #pragma unroll
@@ -190,22 +146,44 @@ class Softmax {
       }
       if (lane_.g == 0) {
         const int head = C::kSplit ? lane_.j : k / 2 * 8 + 2 * lane_.j + k % 2;
-        shared_->max[warp][head] = empty_ ? -INFINITY : max_[k];
-        shared_->sum[warp][head] = sum_[k];
-        shared_->offset_sum[warp][head] = offset_sum_[k];
+        shared_->max[warp_][head] = empty_ ? -INFINITY : max_[k];
+        shared_->sum[warp_][head] = sum_[k];
       }
     }
-  }
-
-  // The next page finds a new maximum: the one so far was found without regard to weights.
-  __device__ void Retune() {
-    retune_ = true;
+    Flush<true>(offset_sum_);
   }
 
  private:
-  // Output sums of pages hold code * 4^p * 2^-24 of row block 4ch+p.
+  // What makes codes of the output sums of pages.
   static __device__ constexpr float PageFactor(int block) {
-    return 16777216.0f / (1 << 2 * (block % 4));
+    return 16777216.0f * CodeScale(block);
+  }
+  // The same, and adds `extra` of each head.
+  template <bool kPages>
+  __device__ void Flush(const float (&extra)[C::kLaneHeads]) {
+#pragma unroll
+    for (int i = 0; i < C::kVectors; ++i) {
+      float4 v = sums_[32 * i];
+      if constexpr (C::kSplit) {
+        const float(&a)[4] = out_[0][2 * i];
+        const float(&b)[4] = out_[0][2 * i + 1];
+        const float fa = kPages ? PageFactor(2 * i) : 1, fb = kPages ? PageFactor(2 * i + 1) : 1;
+        v.x += fmaf(fa, a[0] + a[1], extra[0]);
+        v.y += fmaf(fa, a[2] + a[3], extra[0]);
+        v.z += fmaf(fb, b[0] + b[1], extra[0]);
+        v.w += fmaf(fb, b[2] + b[3], extra[0]);
+      } else {
+        const int n = i / C::kSteps;
+        const float(&a)[4] = out_[n][i % C::kSteps];
+        const float f = kPages ? PageFactor(i % C::kSteps) : 1;
+        v.x += fmaf(f, a[0], extra[2 * n]);
+        v.y += fmaf(f, a[1], extra[2 * n + 1]);
+        v.z += fmaf(f, a[2], extra[2 * n]);
+        v.w += fmaf(f, a[3], extra[2 * n + 1]);
+      }
+      sums_[32 * i] = v;
+    }
+    ClearOut();
   }
   __device__ void ClearOut() {
 #pragma unroll
@@ -217,17 +195,79 @@ class Softmax {
       }
     }
   }
-  // Operand i holds channels 8i + 2j and + 1 of column g's head; 0 for columns without a head.
-  __device__ float2 Query(const Segment& segment, int n, int i) const {
-    const int head = C::kSplit ? lane_.g / 2 : 8 * n + lane_.g;
-    if (head >= args_.group) return {0, 0};
-    const int64_t row =
-        (int64_t{segment.sequence_index} * args_.num_kv_heads + segment.head) * args_.group + head;
-    return *reinterpret_cast<const float2*>(args_.q + row * C::kHeadDim + 8 * i + 2 * lane_.j);
+  // Operands of q: operand i of lane 4g+j holds channels 8 i + 2 j and + 1 of column g's head.
+  // For tiles q scale log2(e), as bf16: its high and its middle part; split: columns (high, middle)
+  // and (low, 0). For pages q S CodeScale, as fp16, and its low part (split: columns high, low); S
+  // is the power of two that brings the largest |q| of the group to 2^13..2^14.
+  __device__ void PrepareQuery(const float* q) {
+    constexpr int kOwn = 2 * C::kSteps / C::kWarps;  // operands of one warp
+    float2 own[C::kColumnGroups][kOwn];
+#pragma unroll
+    for (int n = 0; n < C::kColumnGroups; ++n) {
+      const int head = C::kSplit ? lane_.g / 2 : 8 * n + lane_.g;
+#pragma unroll
+      for (int k = 0; k < kOwn; ++k) {
+        const int at = head * C::kHeadDim + 8 * (warp_ * kOwn + k) + 2 * lane_.j;
+        own[n][k] = head < args_.group ? *reinterpret_cast<const float2*>(q + at) : float2{0, 0};
+      }
+    }
+    float largest = 0;
+#pragma unroll
+    for (int i = 0; i < C::kHeads * C::kHeadDim / 128; ++i) {
+      const int at = 128 * i + 4 * id_;
+      if (at >= args_.group * C::kHeadDim) break;
+      const float4 v = *reinterpret_cast<const float4*>(q + at);
+      largest = fmaxf(fmaxf(largest, fmaxf(fabsf(v.x), fabsf(v.y))), fmaxf(fabsf(v.z), fabsf(v.w)));
+    }
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2)
+      largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, lanes));
+    const int exponent = max(static_cast<int>(__float_as_uint(largest) >> 23), 14);
+    const float to_fp16 = __uint_as_float(static_cast<uint32_t>(267 - exponent) << 23);
+    const float from_fp16 = __uint_as_float(static_cast<uint32_t>(exponent - 13) << 23);
+    const float factor = args_.scale * kLog2E;
+    score_factor_ = factor * from_fp16 * 16777216.0f;
+
+    const bool odd = lane_.g & 1;
+#pragma unroll
+    for (int n = 0; n < C::kColumnGroups; ++n) {
+      float column_sum = 0;
+#pragma unroll
+      for (int k = 0; k < kOwn; ++k) {
+        const int i = warp_ * kOwn + k;
+        const float2 x = {own[n][k].x * factor, own[n][k].y * factor};
+        const float2 high = UnpackBf16(PackBf16(x.x, x.y));
+        const float2 rest = {x.x - high.x, x.y - high.y};
+        const float2 middle = UnpackBf16(PackBf16(rest.x, rest.y));
+        Operand(shared_->tile_query, n, i) =
+            C::kSplit && odd ? PackBf16(middle.x, middle.y) : PackBf16(high.x, high.y);
+        Operand(shared_->tile_query_low, n, i) =
+            !C::kSplit ? PackBf16(middle.x, middle.y)
+            : odd      ? 0
+                       : PackBf16(rest.x - middle.x, rest.y - middle.y);
+
+        const float code_scale = CodeScale(i / 2);
+        const float2 y = {own[n][k].x * to_fp16 * code_scale, own[n][k].y * to_fp16 * code_scale};
+        const uint32_t packed = PackFp16(y.x, y.y);
+        const float2 h = UnpackFp16(packed);
+        const uint32_t packed_low = PackFp16(y.x - h.x, y.y - h.y);
+        const float2 l = UnpackFp16(packed_low);
+        Operand(shared_->page_query, n, i) = C::kSplit && odd ? packed_low : packed;
+        if constexpr (C::kQueryLow) Operand(shared_->page_query_low, n, i) = packed_low;
+        if (C::kQueryLow) {
+          column_sum += (h.x + h.y + (l.x + l.y)) / code_scale;
+        } else {
+          column_sum += (C::kSplit && odd ? l.x + l.y : h.x + h.y) / code_scale;
+        }
+      }
+      column_sum += __shfl_xor_sync(kAllLanes, column_sum, 1);
+      column_sum += __shfl_xor_sync(kAllLanes, column_sum, 2);
+      if (lane_.j == 0)
+        shared_->query_sums[8 * n + lane_.g][warp_] = column_sum * from_fp16 * factor;
+    }
   }
-  __device__ uint32_t& QueryLow(int n, int i) {
-    uint4* at = shared_->query_low + (n * C::kSteps / 2 + i / 4) * 32 + (threadIdx.x & 31);
-    return reinterpret_cast<uint32_t*>(at)[i % 4];
+  __device__ uint32_t& Operand(QueryOperands<C>& operands, int n, int i) const {
+    return reinterpret_cast<uint32_t*>(&operands[n][i / 4][id_])[i % 4];
   }
 
   // Weights of a tile from scores minus maximum.
@@ -313,6 +353,7 @@ class Softmax {
 
   const PagedAttentionArgs& args_;
   SharedMemory<C>* const shared_;
+  const int warp_, id_;
   float4* const sums_;  // this lane's; others lie 32 apart
   const Lane lane_;
   bool empty_ = true, retune_ = false;
@@ -320,43 +361,17 @@ class Softmax {
   float query_sum_[C::kLaneHeads];
   float max_[C::kLaneHeads], sum_[C::kLaneHeads], offset_sum_[C::kLaneHeads];
   float out_[C::kColumnGroups][C::kSteps][4];
-  uint32_t query_[C::kColumnGroups][2 * C::kSteps];
-  uint32_t tile_query_low_[C::kColumnGroups][2 * C::kSteps];
+  uint4 query_[C::kColumnGroups][C::kSteps / 2];  // page operands, as in QueryOperands
   uint32_t tile_weights_[C::kColumnGroups][2], tile_weights_low_[C::kColumnGroups][2];
 };
-
-// Masks of position p, and row operand `a` of step 4ch+p from a slot's words.
-template <int kWords>
-__device__ __forceinline__ void CodeOperand(const uint32_t (&words)[kWords], int step,
-                                            uint32_t (&a)[4]) {
-  const uint32_t mask = 0x00030003u << 2 * (step % 4);
-  const uint32_t w0 = words[step / 4 * 2], w1 = words[step / 4 * 2 + 1];
-  a[0] = w0 & mask;
-  a[1] = w1 & mask;
-  a[2] = w0 >> 8 & mask;
-  a[3] = w1 >> 8 & mask;
-}
-
-template <int kWords>
-__device__ __forceinline__ void LoadSlot(const uint8_t* codes, int token_block, int slot,
-                                         uint32_t (&words)[kWords]) {
-  const uint8_t* at = codes + (token_block * 32 + slot) * 4 * kWords;
-  if constexpr (kWords == 4) {
-    const uint4 v = *reinterpret_cast<const uint4*>(at);
-    words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
-  } else {
-    const uint2 v = *reinterpret_cast<const uint2*>(at);
-    words[0] = v.x, words[1] = v.y;
-  }
-}
 
 template <class C>
 __device__ void Softmax<C>::AddPage(const uint8_t* page) {
   constexpr int kBlocks = kPageTokens / 16, kGroups = C::kColumnGroups;
   const int slot = Slot(lane_.g, lane_.j);
 
-  // QK: x[n][tb] are <q^, codes> * 4^p * 2^-24 of tokens 16 tb + g and + 8.
-  float x[kGroups][kBlocks][4] = {};
+  // QK: x[n][tb] are <q, codes> S 2^-24 of tokens 16 tb + g and + 8.
+  float x[kGroups][kBlocks][4];
   {
     uint32_t words[kBlocks][C::kWords];
 #pragma unroll
@@ -369,9 +384,16 @@ __device__ void Softmax<C>::AddPage(const uint8_t* page) {
         CodeOperand<C::kWords>(words[tb], s, a);
 #pragma unroll
         for (int n = 0; n < kGroups; ++n) {
-          MmaFp16(x[n][tb], a, query_[n][2 * s], query_[n][2 * s + 1]);
-          if constexpr (C::kQueryLow)
-            MmaFp16(x[n][tb], a, QueryLow(n, 2 * s), QueryLow(n, 2 * s + 1));
+          const uint4 q = query_[n][s / 2];
+          if (s == 0) {
+            MmaFp16First(x[n][tb], a, q.x, q.y);
+          } else {
+            MmaFp16(x[n][tb], a, s % 2 ? q.z : q.x, s % 2 ? q.w : q.y);
+          }
+          if constexpr (C::kQueryLow) {
+            const uint4 low = shared_->page_query_low[n][s / 2][id_];
+            MmaFp16(x[n][tb], a, s % 2 ? low.z : low.x, s % 2 ? low.w : low.y);
+          }
         }
       }
     }
@@ -406,7 +428,7 @@ __device__ void Softmax<C>::AddPage(const uint8_t* page) {
   const uint32_t* s2 = reinterpret_cast<const uint32_t*>(&scales);
   const uint32_t* o2 = reinterpret_cast<const uint32_t*>(&offsets);
   float sum[C::kLaneHeads], offset_sum[C::kLaneHeads];
-  for (int pass = 0;; ++pass) {
+  const auto weights = [&] {  // whether they are in range
     __half2 largest = __float2half2_rn(0);
 #pragma unroll
     for (int k = 0; k < C::kLaneHeads; ++k) sum[k] = offset_sum[k] = 0;
@@ -425,12 +447,12 @@ __device__ void Softmax<C>::AddPage(const uint8_t* page) {
         }
       }
       if constexpr (C::kSplit) {
-        const uint32_t high = PackFp16(ps[0][0], ps[0][1]);
-        const float2 h = UnpackFp16(high);
-        const uint32_t low = PackFp16(ps[0][0] - h.x, ps[0][1] - h.y);
-        w[0][tb][0] = __byte_perm(high, low, 0x5410);
-        w[0][tb][1] = __byte_perm(high, low, 0x7632);
-        largest = __hmax2(largest, *reinterpret_cast<const __half2*>(&high));
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const float high = __uint_as_float(__float_as_uint(ps[0][r]) & 0xffffe000u);
+          w[0][tb][r] = PackFp16(high, ps[0][r] - high);
+          largest = __hmax2(largest, *reinterpret_cast<const __half2*>(&w[0][tb][r]));
+        }
       } else {
 #pragma unroll
         for (int n = 0; n < kGroups; ++n) {
@@ -447,8 +469,9 @@ __device__ void Softmax<C>::AddPage(const uint8_t* page) {
         (*reinterpret_cast<const uint32_t*>(&largest) + 0x04000400u & 0x80008000u) != 0;
 #pragma unroll
     for (int k = 0; k < C::kLaneHeads; ++k) too_large |= !(sum[k] < kLargestSum);
-    if (pass == 1 || !__any_sync(kAllLanes, too_large || empty_ || retune_)) break;
-
+    return !too_large;
+  };
+  if (__any_sync(kAllLanes, !weights() || empty_ || retune_)) {
     float step[C::kLaneHeads];
 #pragma unroll
     for (int k = 0; k < C::kLaneHeads; ++k) {
@@ -473,6 +496,7 @@ __device__ void Softmax<C>::AddPage(const uint8_t* page) {
         y[k][tb][1] -= step[k];
       }
     }
+    weights();
   }
 #pragma unroll
   for (int k = 0; k < C::kLaneHeads; ++k) {

@@ -53,14 +53,18 @@ struct Config {
   static constexpr int kElements = 32 * kVectors;  // of a block, in float4
 };
 
+// Column operands of q, two steps to a vector: operand i of lane is word i % 4 of [i / 4][lane].
+template <class C>
+using QueryOperands = uint4[C::kColumnGroups][C::kSteps / 2][32];
+
 template <class C>
 struct __align__(128) SharedMemory {
   uint8_t ring[C::kWarps][C::kStages][C::kStageBytes];
   float4 sums[C::kWarps][C::kElements];
-  uint4 query_low[C::kQueryLow ? C::kColumnGroups * C::kSteps / 2 * 32 : 1];
-  float max[C::kWarps][C::kHeads];
-  float sum[C::kWarps][C::kHeads];
-  float offset_sum[C::kWarps][C::kHeads];
+  QueryOperands<C> page_query, page_query_low, tile_query, tile_query_low;
+  float query_sums[8 * C::kColumnGroups][C::kWarps];  // of columns, over each warp's operands
+  float max[C::kWarps][C::kHeads];                    // while merging: factors of the warps' sums
+  float sum[C::kWarps][C::kHeads];                    // while merging: [0] the block's
   uint64_t barriers[C::kWarps][C::kStages];
   int is_last;
 };
@@ -68,6 +72,7 @@ struct __align__(128) SharedMemory {
 // A block's part of one (sequence, kv head).
 struct Segment {
   PlanSequence sequence;
+  PlanLine line;
   int sequence_index, head;
   int tile_begin, tile_end, page_begin, page_end;
 };
@@ -134,7 +139,7 @@ class Ring {
     return min(kTileTokens, bf16_tokens_ - kTileTokens * (first_tile_ + C::kWarps * i));
   }
 
-  // Waits for the current step; its bytes, as an address in shared memory.
+  // Tiles first: waits for the current step; its bytes, as an address in shared memory.
   __device__ uint32_t WaitTile() {
 #if OSCARKV_SM90
     if (step_ + C::kStages <= 2 * own_tiles_) {
@@ -148,6 +153,23 @@ class Ring {
     __syncwarp();
     return ring_ + stage_ * C::kStageBytes;
   }
+  // Every lane has read the current step: its stage gets the step kStages further on.
+  __device__ void ReleaseTile() {
+#if OSCARKV_SM90
+    FenceAsyncCopies();
+#endif
+    __syncwarp();
+    Issue(stage_, step_ + C::kStages, next_id_);
+    ++step_;
+    next_id_ = IdOf(step_ + C::kStages);
+    NextStage();
+  }
+
+  // Then pages, after one call of StartPages.
+  __device__ void StartPages() {
+    unissued_pages_ = own_pages_ - C::kStages;
+    page_ids_ += (C::kStages + 1) * C::kWarps;
+  }
   __device__ uint32_t WaitPage() {
 #if OSCARKV_SM90
     BarrierWait(barriers_ + 8 * stage_, parity_ >> stage_ & 1);
@@ -158,17 +180,15 @@ class Ring {
 #endif
     return ring_ + stage_ * C::kStageBytes;
   }
-
-  // Every lane has read the current step: its stage gets the step kStages further on.
-  __device__ void Release() {
-#if OSCARKV_SM90
-    if (step_ < 2 * own_tiles_) FenceAsyncCopies();
-#endif
+  __device__ void ReleasePage() {
     __syncwarp();
-    Issue(stage_, step_ + C::kStages, next_id_);
-    ++step_;
-    next_id_ = IdOf(step_ + C::kStages);
-    if (++stage_ == C::kStages) stage_ = 0;
+    if (unissued_pages_ > 0) IssuePage(stage_, next_id_);
+#if !OSCARKV_SM90
+    CopyAsyncCommit();
+#endif
+    if (--unissued_pages_ > 0) next_id_ = *page_ids_;
+    page_ids_ += C::kWarps;
+    NextStage();
   }
 
  private:
@@ -184,24 +204,31 @@ class Ring {
     return bf16_ids_[(first_tile_ + C::kWarps * (step >> 1)) / (kPageTokens / kTileTokens)];
   }
 
+  __device__ void NextStage() {
+    if (++stage_ == C::kStages) stage_ = 0;
+  }
+
   __device__ void Issue(int stage, int step, int id) {
-    const uint32_t to = ring_ + stage * C::kStageBytes;
     const int page = step - 2 * own_tiles_;
     if (page < 0) {
-      IssueTile(to, step, id);
+      IssueTile(ring_ + stage * C::kStageBytes, step, id);
     } else if (page < own_pages_) {
-      const uint8_t* from = args_.page_pool + id * args_.page_stride + head_ * C::kPageBytes;
-#if OSCARKV_SM90
-      if (lane_ == 0) CopyBulk(to, from, C::kPageBytes, barriers_ + 8 * stage, policy_);
-      return;
-#else
-#pragma unroll
-      for (int i = 0; i < C::kPageBytes; i += 512)
-        CopyAsync16(to + i + 16 * lane_, from + i + 16 * lane_, 16);
-#endif
+      IssuePage(stage, id);
     }
 #if !OSCARKV_SM90
     CopyAsyncCommit();
+#endif
+  }
+
+  __device__ void IssuePage(int stage, int id) {
+    const uint32_t to = ring_ + stage * C::kStageBytes;
+    const uint8_t* from = args_.page_pool + id * args_.page_stride + head_ * C::kPageBytes;
+#if OSCARKV_SM90
+    if (lane_ == 0) CopyBulk(to, from, C::kPageBytes, barriers_ + 8 * stage, policy_);
+#else
+#pragma unroll
+    for (int i = 0; i < C::kPageBytes; i += 512)
+      CopyAsync16(to + i + 16 * lane_, from + i + 16 * lane_, 16);
 #endif
   }
 
@@ -231,7 +258,7 @@ class Ring {
   const int warp_, lane_;
   int own_tiles_ = 0, own_pages_ = 0, first_tile_ = 0, bf16_tokens_ = 0, head_ = 0;
   const int32_t *bf16_ids_ = nullptr, *page_ids_ = nullptr;
-  int stage_ = 0, step_ = 0, next_id_ = 0;
+  int stage_ = 0, step_ = 0, next_id_ = 0, unissued_pages_ = 0;
 #if OSCARKV_SM90
   uint32_t parity_ = 0;
   uint64_t policy_;

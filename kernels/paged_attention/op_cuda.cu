@@ -32,12 +32,14 @@ __device__ int CutSegment(int first_unit, int units, Segment* segment) {
 }
 
 // The next (sequence, kv head) that has work.
-__device__ void NextLine(const PlanSequence* sequences, int num_kv_heads, Segment* segment) {
-  if (++segment->head < num_kv_heads) return;
-  segment->head = 0;
-  do {
-    segment->sequence = sequences[++segment->sequence_index];
-  } while (segment->sequence.Units() == 0);
+__device__ void NextLine(const Workspace& workspace, int num_kv_heads, Segment* segment) {
+  if (++segment->head == num_kv_heads) {
+    segment->head = 0;
+    do {
+      segment->sequence = workspace.sequences[++segment->sequence_index];
+    } while (segment->sequence.Units() == 0);
+  }
+  segment->line = workspace.lines[segment->sequence_index * num_kv_heads + segment->head];
 }
 
 template <class C>
@@ -51,44 +53,39 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksPerSm)
   int units = slice.units;
   if (units == 0) return;
 
-  Segment segment{slice.sequence, slice.sequence_index, slice.head, 0, 0, 0, 0};
+  Segment segment{slice.sequence, slice.line, slice.sequence_index, slice.head, 0, 0, 0, 0};
   units -= CutSegment(slice.first_unit, units, &segment);
   Ring<C> ring(args, shared, warp);
   Softmax<C> softmax(args, shared, warp);
   Merger<C> merger(args, workspace, shared);
   ring.Open(segment);
   for (;;) {
-    softmax.Reset();
+    softmax.Start(segment);
     const int tiles = ring.own_tiles(), pages = ring.own_pages();
-    if (tiles > 0) {
-      softmax.LoadTileQuery(segment);
-      for (int i = 0; i < tiles; ++i) {
-        softmax.AddTileScores(ring.WaitTile(), ring.TileTokens(i));
-        ring.Release();
-        softmax.AddTileOut(ring.WaitTile());
-        ring.Release();
-        if (i % C::kFlushPages == C::kFlushPages - 1) softmax.template Flush<false>();
-      }
-      softmax.template Flush<false>();
-      softmax.Retune();
+    for (int i = 0; i < tiles; ++i) {
+      softmax.AddTileScores(ring.WaitTile(), ring.TileTokens(i));
+      ring.ReleaseTile();
+      softmax.AddTileOut(ring.WaitTile());
+      ring.ReleaseTile();
+      if (i % C::kFlushPages == C::kFlushPages - 1) softmax.template Flush<false>();
     }
-    if (C::kQueryLow || pages > 0) softmax.LoadPageQuery(segment, warp);
-    if constexpr (C::kQueryLow) __syncthreads();
+    if (tiles > 0) softmax.template Flush<false>();
+    softmax.StartPages();
+    ring.StartPages();
 #pragma unroll 1
     for (int i = 0; i < pages; ++i) {
       const uint32_t page = ring.WaitPage();
       softmax.AddPage(static_cast<const uint8_t*>(__cvta_shared_to_generic(page)));
-      ring.Release();
+      ring.ReleasePage();
       if (i % C::kFlushPages == C::kFlushPages - 1) softmax.template Flush<true>();
     }
-    if (pages > 0) softmax.template Flush<true>();
-    softmax.Close(warp);
+    softmax.Close();
 
     // The next segment's first loads run while this one is put together.
     const Segment done = segment;
     const bool more = units > 0;
     if (more) {
-      NextLine(workspace.sequences, args.num_kv_heads, &segment);
+      NextLine(workspace, args.num_kv_heads, &segment);
       units -= CutSegment(0, units, &segment);
       ring.Open(segment);
     }
@@ -97,12 +94,18 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksPerSm)
   }
 }
 
+__device__ PlanLine LineOf(const PlanTotals& totals, const PlanSequence& sequence, int head) {
+  const int64_t begin = sequence.first_unit + int64_t{head} * sequence.Units();
+  const int first = BlockOf(totals, begin);
+  return {first, BlockOf(totals, begin + sequence.Units() - 1) - first + 1};
+}
+
 // One block. Exclusive sums over the sequences' units, then every slice by binary search.
 __global__ void __launch_bounds__(kPlanThreads)
     PlanKernel(const __grid_constant__ PagedAttentionArgs args,
                const __grid_constant__ Workspace workspace, int max_blocks) {
   __shared__ int64_t sums[kPlanThreads];
-  __shared__ PlanHeader header;
+  __shared__ PlanTotals totals;
   const int t = threadIdx.x, heads = args.num_kv_heads, n = args.num_seqs;
   const int share = (n + kPlanThreads - 1) / kPlanThreads;
   const int begin = min(t * share, n), end = min(begin + share, n);
@@ -128,18 +131,24 @@ __global__ void __launch_bounds__(kPlanThreads)
   }
   for (int s = begin; s < end; ++s) workspace.sequences[s].first_unit += sums[t] - units;
   if (t == 0) {
-    header.units = sums[kPlanThreads - 1];
-    const int64_t useful = (header.units + kMinUnits - 1) / kMinUnits;
-    header.blocks = static_cast<int>(min(useful, int64_t{max_blocks}));
-    *workspace.header = header;
+    totals.units = sums[kPlanThreads - 1];
+    // A multiple of the lines, if there are more blocks than lines: lines of equal length are then
+    // cut at their ends, and no block has to start twice.
+    const int64_t lines = int64_t{n} * heads;
+    const int64_t useful = min((totals.units + kMinUnits - 1) / kMinUnits, int64_t{max_blocks});
+    totals.blocks = static_cast<int>(useful > lines ? useful / lines * lines : useful);
   }
-  for (int i = t; i < n * heads; i += kPlanThreads) workspace.arrivals[i] = 0;
   __syncthreads();
 
+  for (int i = t; i < n * heads; i += kPlanThreads) {
+    const PlanSequence& sequence = workspace.sequences[i / heads];
+    workspace.arrivals[i] = 0;
+    if (sequence.Units() > 0) workspace.lines[i] = LineOf(totals, sequence, i % heads);
+  }
   for (int block = t; block < max_blocks; block += kPlanThreads) {
     PlanSlice slice{};
-    if (block < header.blocks) {
-      const int64_t first = FirstUnit(header, block);
+    if (block < totals.blocks) {
+      const int64_t first = FirstUnit(totals, block);
       int low = 0, high = n;  // the last sequence that starts at or before `first`
       while (high - low > 1) {
         const int middle = (low + high) / 2;
@@ -150,7 +159,8 @@ __global__ void __launch_bounds__(kPlanThreads)
       const int64_t within = first - slice.sequence.first_unit;
       slice.head = static_cast<int>(within / slice.sequence.Units());
       slice.first_unit = static_cast<int>(within % slice.sequence.Units());
-      slice.units = static_cast<int>(FirstUnit(header, block + 1) - first);
+      slice.line = LineOf(totals, slice.sequence, slice.head);
+      slice.units = static_cast<int>(FirstUnit(totals, block + 1) - first);
     }
     workspace.slices[block] = slice;
   }
@@ -208,11 +218,11 @@ size_t Layout(const Variant& variant, int blocks, int num_seqs, int num_kv_heads
     *part = reinterpret_cast<T*>(at);
     at += Aligned(n * sizeof(T));
   };
-  take(&workspace->header, 1);
   take(&workspace->slices, blocks);
   take(&workspace->partial_stats, size_t{2} * blocks * variant.heads);
   take(&workspace->partial_out, size_t{2} * blocks * variant.elements);
   take(&workspace->sequences, num_seqs);
+  take(&workspace->lines, size_t{1} * num_seqs * num_kv_heads);
   take(&workspace->arrivals, size_t{1} * num_seqs * num_kv_heads);
   return at - static_cast<uint8_t*>(base);
 }
