@@ -8,10 +8,10 @@
 #include "absl/strings/str_join.h"
 #include "cli/command.h"
 #include "cli/gateway_client.h"
-#include "eval/needle.h"
 #include "cli/read_file.h"
 #include "cli/terminal.h"
 #include "common/status_macros.h"
+#include "eval/needle.h"
 
 namespace oscarkv::cli {
 namespace {

@@ -15,8 +15,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "cli/local_generate.h"
-#include "eval/needle.h"
 #include "common/status_macros.h"
+#include "eval/needle.h"
 #include "model/tokenizer.h"
 
 namespace oscarkv::cli {

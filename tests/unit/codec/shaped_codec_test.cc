@@ -99,11 +99,11 @@ TEST(ShapedCodecTest, RefusesWhatCannotBeUndone) {
   ShapedParameters p = Parameters();
   std::fill_n(p.sides[2].transform.begin() + kSquare, kD, 0.0f);
   EXPECT_THAT(error(p),
-              testing::AllOf(HasSubstr("layer 1, key, kv head 1"), HasSubstr("singular")));
+              ::testing::AllOf(HasSubstr("layer 1, key, kv head 1"), HasSubstr("singular")));
   p = Parameters();
   p.sides[1].metric[0] = -5;
   EXPECT_THAT(error(p),
-              testing::AllOf(HasSubstr("layer 0, value"), HasSubstr("positive definite")));
+              ::testing::AllOf(HasSubstr("layer 0, value"), HasSubstr("positive definite")));
   p = Parameters();
   EXPECT_THAT(std::string(ShapedCodec::Create(p, {.sweeps = 9}, "").status().message()),
               HasSubstr("sweeps is 9, allowed are 0 to 4"));
