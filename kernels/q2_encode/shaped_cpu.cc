@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
 
 #include "hwy/highway.h"
 #include "kernels/q2_encode/byte_order.h"
@@ -279,8 +280,10 @@ HWY_INLINE void Pack(const Strip& s, int first, uint8_t* bytes) {
 bool EncodeStrips(const ShapedArgs& a, const float* y, uint8_t* bytes, float* scale,
                   float* offset) {
   const D d;
-  static thread_local Strip strip;
-  Strip* s = &strip;
+  // On the heap: 50 KB for each of the instruction sets would be part of every thread's stack, and
+  // libraries that start threads with small stacks (prometheus-cpp's server) could not any more.
+  static thread_local const std::unique_ptr<Strip> strip = std::make_unique<Strip>();
+  Strip* const s = strip.get();
   s->d = a.head_dim;
   s->lanes = static_cast<int>(hn::Lanes(d));
   s->rows = kVectors * s->lanes;
