@@ -155,7 +155,7 @@ class Resume(ResumeCase):
 
     def test_many_resumes(self):
         """A worker after the other dies; the last resume that is allowed still answers."""
-        args = ("--prompt-ids", prompt_ids(500, 2000), "--max-tokens", 1200, "--ignore-eos", *SEEDED)
+        args = ("--prompt-ids", prompt_ids(500, 2000), "--max-tokens", 700, "--ignore-eos", *SEEDED)
         want = self.undisturbed(*args)
         process = self.cluster.generate_process("", "--jsonl", *args)
         got, kills, end = [], 0, None
@@ -193,7 +193,7 @@ class Resume(ResumeCase):
         self.expect_no_leak()
 
     def test_gateway_drained_and_client_retries(self):
-        args = ("--prompt-ids", prompt_ids(300, 3000), "--max-tokens", 2000, "--ignore-eos")
+        args = ("--prompt-ids", prompt_ids(300, 3000), "--max-tokens", 1200, "--ignore-eos")
         want = self.undisturbed(*args)
 
         def fault(_):
@@ -212,8 +212,22 @@ class ExpiredHandover(ResumeCase):
     def recomputed(self, name, usage):
         self.assertGreater(usage["recomputed_tokens"], 256, name)
 
+    def check(self, want, stream, resumes=1):
+        """What prefill computes again is equal up to rounding: the first token that differs may do so only at a near tie."""
+        self.assertEqual(stream.status, 0, stream.error + self.cluster.logs())
+        usage = stream.end["usage"]
+        self.assertEqual(usage["resumes"], resumes)
+        self.assertEqual(len(stream.tokens), LENGTH)
+        for i, (got, expected) in enumerate(zip(stream.tokens, want["tokens"])):
+            best, second = (t["logprob"] for t in expected["top"])
+            if got["id"] != expected["id"]:
+                self.assertLess(best - second, 0.1, f"token {i} differs, and the best two were not close")
+                break
+            self.assertAlmostEqual(got["logprob"], expected["logprob"], delta=0.2, msg=f"token {i}")
+        return usage
+
     def test_stop(self):
-        self.each_place(lambda w: w.send(signal.SIGSTOP), lambda w: w.send(signal.SIGCONT), "silent", self.PLACES[:1] + self.PLACES[4:5])
+        self.each_place(lambda w: w.send(signal.SIGSTOP), lambda w: w.send(signal.SIGCONT), "silent", self.PLACES[:1])
 
 
 if __name__ == "__main__":
