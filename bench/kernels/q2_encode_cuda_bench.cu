@@ -4,59 +4,25 @@
 // only (for a profiler).
 #include <cuda_runtime.h>
 
-#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <functional>
 #include <iterator>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "bench/kernels/cuda_timing.h"
 #include "kernels/cuda_device.h"
 #include "kernels/q2_encode/op_cuda.h"
+#include "tests/unit/kernels/cuda_checks.h"
 #include "tests/unit/kernels/device_buffer.h"
-#include "tests/unit/kernels/q2_encode_cuda_checks.h"
 
 namespace oscarkv::kernels {
 namespace {
 
 constexpr double kReadBandwidth = 4.64e12;  // bytes/s: streaming reads of 8 GiB on one H200
 constexpr int kBuffers = 3;                 // sets of inputs and outputs, each beyond the L2
-
-// Median over `rounds` replays of a graph that calls f(0), f(1) ... once per buffer; microseconds
-// per call.
-double MedianUs(const std::function<void(int, cudaStream_t)>& f, int rounds = 40) {
-  cudaStream_t stream;
-  CheckCuda(cudaStreamCreate(&stream), "stream");
-  f(0, stream);  // outside of the capture: sets attributes, loads the module
-  CheckCuda(cudaStreamSynchronize(stream), "first call");
-  cudaGraph_t graph;
-  cudaGraphExec_t exec;
-  CheckCuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
-  for (int i = 0; i < kBuffers; ++i) f(i, stream);
-  CheckCuda(cudaStreamEndCapture(stream, &graph), "capture");
-  CheckCuda(cudaGraphInstantiate(&exec, graph, 0), "instantiate");
-  cudaEvent_t start, stop;
-  CheckCuda(cudaEventCreate(&start), "event");
-  CheckCuda(cudaEventCreate(&stop), "event");
-  std::vector<float> ms(rounds);
-  for (int i = -5; i < rounds; ++i) {
-    CheckCuda(cudaEventRecord(start, stream), "record");
-    CheckCuda(cudaGraphLaunch(exec, stream), "replay");
-    CheckCuda(cudaEventRecord(stop, stream), "record");
-    CheckCuda(cudaStreamSynchronize(stream), "replay");
-    if (i >= 0) CheckCuda(cudaEventElapsedTime(&ms[i], start, stop), "elapsed");
-  }
-  std::nth_element(ms.begin(), ms.begin() + rounds / 2, ms.end());
-  cudaGraphExecDestroy(exec);
-  cudaGraphDestroy(graph);
-  cudaEventDestroy(start);
-  cudaEventDestroy(stop);
-  cudaStreamDestroy(stream);
-  return 1e3 * ms[rounds / 2] / kBuffers;
-}
 
 // Approximately normal bf16 values, different everywhere.
 __global__ void FillKernel(Bf16* x, int64_t n, uint32_t seed) {
@@ -111,7 +77,7 @@ void Measure(const Shape& s) {
   DeviceBuffer<uint8_t> prepared(cuda::PreparedTransformBytes(s.d));
   cuda::PrepareTransforms(s.d, cuda::RowType::kBf16, matrices.get(), 1, prepared.get(), {});
   CheckCuda(cudaDeviceSynchronize(), "setup");
-  const double us = MedianUs([&](int i, cudaStream_t stream) {
+  const double us = bench::MedianUs(kBuffers, [&](int i, cudaStream_t stream) {
     cuda::EncodeBatchArgs args;
     args.head_dim = s.d;
     args.side = s.side;
@@ -138,17 +104,6 @@ void Measure(const Shape& s) {
               1e-6 * bytes / us);
 }
 
-int RunChecks() {
-  int failed = 0;
-  for (const Q2EncodeCudaCheck& check : Q2EncodeCudaChecks()) {
-    const std::string error = check.run();
-    std::printf("%s %s\n", error.empty() ? "ok  " : "FAIL", check.name);
-    if (!error.empty()) std::printf("     %s\n", error.c_str());
-    failed += !error.empty();
-  }
-  return failed;
-}
-
 int Main(int argc, char** argv) {
   bool check = false, only = false;
   int row = -1;
@@ -161,14 +116,15 @@ int Main(int argc, char** argv) {
     std::fprintf(stderr, "no usable GPU: %s\n", cuda::LastError());
     return 1;
   }
-  if (check && RunChecks() != 0) return 1;
+  if (check && bench::RunChecks(Q2EncodeCudaChecks()) != 0) return 1;
   if (only) return 0;
   if (row < 0) {
     const int64_t bytes = int64_t{4} << 30;
     DeviceBuffer<uint8_t> big(bytes);
     DeviceBuffer<uint32_t> out(1);
     FillKernel<<<1024, 256>>>(reinterpret_cast<Bf16*>(big.get()), bytes / 2, 9);
-    const double us = MedianUs(
+    const double us = bench::MedianUs(
+        kBuffers,
         [&](int, cudaStream_t stream) {
           ReadKernel<<<1056, 512, 0, stream>>>(reinterpret_cast<const uint4*>(big.get()),
                                                bytes / 16, out.get());

@@ -1,14 +1,13 @@
-#include "tests/unit/kernels/q2_encode_cuda_checks.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <memory>
 #include <sstream>
+#include <tuple>
 
 #include "kernels/cuda_device.h"
 #include "kernels/q2_encode/op_backends.h"
 #include "kernels/q2_encode/op_cuda.h"
+#include "tests/unit/kernels/cuda_checks.h"
 #include "tests/unit/kernels/device_buffer.h"
 #include "tests/unit/kernels/random_data.h"
 
@@ -666,8 +665,8 @@ std::string BadArguments() {
 
 }  // namespace
 
-const std::vector<Q2EncodeCudaCheck>& Q2EncodeCudaChecks() {
-  static const auto* checks = new std::vector<Q2EncodeCudaCheck>{
+const std::vector<CudaCheck>& Q2EncodeCudaChecks() {
+  static const auto* checks = new std::vector<CudaCheck>{
       {"WithoutTransformTheBytesOfRef", WithoutTransformTheBytesOfRef},
       {"LargeBatches", LargeBatches},
       {"ScatteredBlocks", ScatteredBlocks},

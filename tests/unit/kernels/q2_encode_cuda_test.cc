@@ -1,12 +1,12 @@
 #include <gtest/gtest.h>
 
 #include "kernels/cuda_device.h"
-#include "tests/unit/kernels/q2_encode_cuda_checks.h"
+#include "tests/unit/kernels/cuda_checks.h"
 
 namespace oscarkv::kernels {
 namespace {
 
-class Q2EncodeCudaTest : public testing::TestWithParam<Q2EncodeCudaCheck> {};
+class Q2EncodeCudaTest : public testing::TestWithParam<CudaCheck> {};
 INSTANTIATE_TEST_SUITE_P(Checks, Q2EncodeCudaTest, testing::ValuesIn(Q2EncodeCudaChecks()),
                          [](const auto& info) { return std::string(info.param.name); });
 
