@@ -19,16 +19,18 @@ set(CMAKE_SKIP_INSTALL_ALL_DEPENDENCY ON)  # tests and benchmarks need not be bu
 add_custom_target(deb COMMAND cpack --config ${CMAKE_BINARY_DIR}/CPackConfig.cmake -B ${oscarkv_package} DEPENDS oscarkv_package_files
                   WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
 
-install(TARGETS oscarkv RUNTIME DESTINATION bin)
-install(FILES ${oscarkv_package}/oscarkv.1.gz DESTINATION share/man/man1)
-install(FILES ${oscarkv_package}/oscarkv DESTINATION share/bash-completion/completions)
-install(DIRECTORY ${oscarkv_package}/etc/ DESTINATION /etc/oscarkv)
-install(FILES ${CMAKE_SOURCE_DIR}/deploy/systemd/oscarkv@.service DESTINATION lib/systemd/system)
-install(DIRECTORY ${CMAKE_SOURCE_DIR}/models/reference DESTINATION share/oscarkv/models)
-install(FILES ${CMAKE_SOURCE_DIR}/README.md DESTINATION share/doc/oscarkv)
+install(TARGETS oscarkv RUNTIME DESTINATION bin COMPONENT oscarkv)
+install(FILES ${oscarkv_package}/oscarkv.1.gz DESTINATION share/man/man1 COMPONENT oscarkv)
+install(FILES ${oscarkv_package}/oscarkv DESTINATION share/bash-completion/completions COMPONENT oscarkv)
+install(DIRECTORY ${oscarkv_package}/etc/ DESTINATION /etc/oscarkv COMPONENT oscarkv)
+install(FILES ${CMAKE_SOURCE_DIR}/deploy/systemd/oscarkv@.service DESTINATION lib/systemd/system COMPONENT oscarkv)
+install(DIRECTORY ${CMAKE_SOURCE_DIR}/models/reference DESTINATION share/oscarkv/models COMPONENT oscarkv)
+install(FILES ${CMAKE_SOURCE_DIR}/README.md DESTINATION share/doc/oscarkv COMPONENT oscarkv)
 
 # The Debian package. Libraries are found by dpkg-shlibdeps.
 set(CPACK_GENERATOR DEB)
+# What is installed above, without the client library for other programs (component kvstore_client).
+set(CPACK_INSTALL_CMAKE_PROJECTS "${CMAKE_BINARY_DIR};oscarkv;oscarkv;/")
 set(CPACK_PACKAGE_NAME oscarkv)
 set(CPACK_PACKAGE_VENDOR oscarkv)
 set(CPACK_PACKAGE_CONTACT "The oscarkv authors <oscarkv@localhost>")

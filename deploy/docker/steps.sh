@@ -22,8 +22,8 @@ build() {
   shift 2
   cmake -S "$source" -B "$source/build/image" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=/usr \
     -DOSCARKV_TESTS=OFF -DOSCARKV_BENCH=OFF "$@"
-  cmake --build "$source/build/image" -j "$(nproc)"
-  DESTDIR=$destination cmake --install "$source/build/image" --strip
+  cmake --build "$source/build/image" -j "$(nproc)" --target oscarkv_package_files
+  DESTDIR=$destination cmake --install "$source/build/image" --component oscarkv --strip
   rm -rf "$source/build/image"
 }
 
