@@ -36,6 +36,9 @@ std::unique_ptr<Command> NewBenchCommand();
 std::unique_ptr<Command> NewTokenizeCommand();
 std::unique_ptr<Command> NewModelCheckCommand();
 std::unique_ptr<Command> NewCalibrateCommand();
+std::unique_ptr<Command> NewEvalCommand();
+std::unique_ptr<Command> NewCodecShowCommand();
+std::unique_ptr<Command> NewCodecConvertCommand();
 // `commands`: all of them, for their tables; must outlive the result.
 std::unique_ptr<Command> NewDocsCommand(const std::vector<std::unique_ptr<Command>>* commands,
                                         const std::vector<OptionTable>* tables);

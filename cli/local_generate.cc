@@ -1,43 +1,14 @@
 #include "cli/local_generate.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <memory>
 
 #include "absl/strings/str_cat.h"
 #include "codec/codec.h"
 #include "common/status_macros.h"
-#include "model/kv_pool.h"
+#include "eval/local_sequence.h"
 
 namespace oscarkv::cli {
-namespace {
-
-// Memory for the blocks of one sequence of `tokens` tokens.
-struct LocalPool {
-  LocalPool(const kernels::KvShape& shape, int tokens) {
-    const size_t n = static_cast<size_t>(tokens) / kBlockTokens + 1;
-    const size_t pages = n * shape.PageBytes(), blocks = n * shape.Bf16BlockBytes();
-    memory.reset(
-        static_cast<uint8_t*>(std::aligned_alloc(4096, (pages + blocks + 4095) / 4096 * 4096)));
-    pool = std::make_unique<KvPool>(shape, absl::MakeSpan(memory.get(), pages),
-                                    absl::MakeSpan(memory.get() + pages, blocks));
-  }
-  std::unique_ptr<uint8_t, decltype(&std::free)> memory{nullptr, &std::free};
-  std::unique_ptr<KvPool> pool;
-};
-
-// Slots for positions [start, end): bf16 for each block, a page for those that fill up.
-absl::Status EnsureSlots(SequenceKv& kv, bool pages, int start, int end) {
-  for (int b = BlockOf(start); b <= BlockOf(end - 1); ++b) {
-    if (!kv.EnsureBlock(b) || (pages && b >= kSinkBlocks && !kv.EnsurePage(b))) {
-      return absl::ResourceExhaustedError("the local pool is too small for this sequence");
-    }
-  }
-  return absl::OkStatus();
-}
-
-}  // namespace
-
 absl::StatusOr<std::unique_ptr<ModelRunner>> LoadLocalRunner(const LocalModelOptions& options) {
   ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(options.model_dir));
   CodecOptions codec_options;
@@ -67,19 +38,16 @@ absl::Status LocalGenerate(ModelRunner& runner, const LocalRequest& request,
         absl::StrCat("prompt of ", n, " tokens and max-tokens ", request.max_tokens,
                      " exceed the model's context of ", config.max_position_embeddings));
   }
-  const bool pages = runner.codec().profile() != Profile::kBf16;
-  LocalPool memory(config.kv_shape(), n + request.max_tokens + kBlockTokens);
-  SequenceKv kv(memory.pool.get());
+  LocalSequence sequence(runner, n + request.max_tokens + kBlockTokens);
   std::vector<float> logits;
   for (int start = 0; start < n; start += request.chunk) {
     const int size = std::min(request.chunk, n - start);
-    RETURN_IF_ERROR(EnsureSlots(kv, pages, start, start + size));
     PrefillChunk chunk;
-    chunk.tokens = absl::MakeConstSpan(request.tokens).subspan(start, size);
-    chunk.start = start;
-    chunk.kv = &kv;
     chunk.want_logits = start + size == n;
-    ASSIGN_OR_RETURN(PrefillOutput out, runner.Prefill(chunk));
+    ASSIGN_OR_RETURN(
+        PrefillOutput out,
+        sequence.Prefill(runner, absl::MakeConstSpan(request.tokens).subspan(start, size), start,
+                         std::move(chunk)));
     logits = std::move(out.logits);
   }
   std::vector<int32_t> history = request.tokens;
@@ -92,8 +60,8 @@ absl::Status LocalGenerate(ModelRunner& runner, const LocalRequest& request,
     if (stop || i + 1 == request.max_tokens) return absl::OkStatus();
     const int position = static_cast<int>(history.size());
     history.push_back(token.token);
-    RETURN_IF_ERROR(EnsureSlots(kv, pages, position, position + 1));
-    const DecodeInput input{token.token, position, &kv};
+    RETURN_IF_ERROR(sequence.EnsureSlots(position, position + 1));
+    const DecodeInput input{token.token, position, &sequence.kv()};
     RETURN_IF_ERROR(runner.DecodeStep(absl::MakeConstSpan(&input, 1), &logits));
   }
 }

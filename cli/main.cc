@@ -87,6 +87,9 @@ std::vector<std::unique_ptr<Command>> AllCommands() {
   commands.push_back(NewTokenizeCommand());
   commands.push_back(NewModelCheckCommand());
   commands.push_back(NewCalibrateCommand());
+  commands.push_back(NewEvalCommand());
+  commands.push_back(NewCodecShowCommand());
+  commands.push_back(NewCodecConvertCommand());
   return commands;
 }
 

@@ -117,30 +117,6 @@ class Collector {
   int done_ = 0, resumed_at_ = 0;
 };
 
-// W_O,h^T W_O,h over the query heads of each kv head.
-absl::StatusOr<std::vector<std::vector<double>>> OutputGrams(const std::string& model_dir,
-                                                             const ModelConfig& c) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<TensorStore> store, TensorStore::Open(model_dir));
-  const int d = c.head_dim, group = c.num_heads / c.num_kv_heads, width = c.num_heads * d;
-  std::vector<std::vector<double>> grams;
-  for (int layer = 0; layer < c.num_layers; ++layer) {
-    ASSIGN_OR_RETURN(
-        const std::vector<float> w,
-        store->ReadF32(absl::StrCat("model.layers.", layer, ".self_attn.o_proj.weight"),
-                       {c.hidden_size, width}));
-    for (int h = 0; h < c.num_kv_heads; ++h) {
-      std::vector<double> lower(size_t{1} * d * d), rows(size_t{1} * c.hidden_size * d);
-      for (int q = h * group; q < (h + 1) * group; ++q) {
-        for (int r = 0; r < c.hidden_size; ++r)
-          std::copy_n(w.begin() + size_t{1} * r * width + q * d, d, rows.begin() + r * d);
-        AddSecondMoment(rows.data(), nullptr, c.hidden_size, d, lower.data());
-      }
-      grams.push_back(Symmetric(lower, d, 1));
-    }
-  }
-  return grams;
-}
-
 double OrthogonalityError(const std::vector<double>& m, int d) {
   const std::vector<double> gram = [&] {
     std::vector<double> identity(size_t{1} * d * d);
@@ -205,6 +181,29 @@ void Merge(const Spectrum& s, Spectrum* to) {
 }
 
 }  // namespace
+
+absl::StatusOr<std::vector<std::vector<double>>> OutputGrams(const std::string& model_dir,
+                                                             const ModelConfig& c) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<TensorStore> store, TensorStore::Open(model_dir));
+  const int d = c.head_dim, group = c.num_heads / c.num_kv_heads, width = c.num_heads * d;
+  std::vector<std::vector<double>> grams;
+  for (int layer = 0; layer < c.num_layers; ++layer) {
+    ASSIGN_OR_RETURN(
+        const std::vector<float> w,
+        store->ReadF32(absl::StrCat("model.layers.", layer, ".self_attn.o_proj.weight"),
+                       {c.hidden_size, width}));
+    for (int h = 0; h < c.num_kv_heads; ++h) {
+      std::vector<double> lower(size_t{1} * d * d), rows(size_t{1} * c.hidden_size * d);
+      for (int q = h * group; q < (h + 1) * group; ++q) {
+        for (int r = 0; r < c.hidden_size; ++r)
+          std::copy_n(w.begin() + size_t{1} * r * width + q * d, d, rows.begin() + r * d);
+        AddSecondMoment(rows.data(), nullptr, c.hidden_size, d, lower.data());
+      }
+      grams.push_back(Symmetric(lower, d, 1));
+    }
+  }
+  return grams;
+}
 
 absl::StatusOr<Collected> CollectStats(const CollectOptions& options) {
   ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(options.model_dir));

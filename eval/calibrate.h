@@ -45,6 +45,10 @@ struct Collected {
   std::vector<std::vector<double>> output_gram;
   std::map<std::string, std::string> provenance;  // for the files' metadata
 };
+// That of a model's folder, as in Collected.
+absl::StatusOr<std::vector<std::vector<double>>> OutputGrams(const std::string& model_dir,
+                                                             const ModelConfig& config);
+
 // kFailedPrecondition: the checkpoint file belongs to another run.
 absl::StatusOr<Collected> CollectStats(const CollectOptions& options);
 

@@ -40,6 +40,10 @@ struct PrefillChunk {
   // Looked at between layers; when it becomes true, Prefill returns kCancelled and the chunk's
   // slots hold anything. May be null.
   const std::atomic<bool>* cancelled = nullptr;
+  // Called with the logits [vocab] of each row of the chunk in order, from `logits_from` on or a
+  // few rows before. May be empty.
+  std::function<void(int row, const float* logits)> on_logits;
+  int logits_from = 0;
   bool want_logits = false;      // of the last token
   bool want_all_argmax = false;  // argmax of every position (golden checks)
 };

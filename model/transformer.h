@@ -47,7 +47,8 @@ class Transformer final : public ModelRunner {
     const float *k = nullptr, *v = nullptr;  // [kv_head][tokens][d], heads head_stride apart
     int64_t head_stride = 0;
   };
-  // With options.fp32_kv: called from the thread of Prefill when a layer's activations are made.
+  // Called from the thread of Prefill when a layer's activations are made; k and v are null without
+  // options.fp32_kv.
   using LayerObserver = std::function<void(int layer, const LayerActivations&)>;
   void set_layer_observer(LayerObserver observer) { layer_observer_ = std::move(observer); }
   // The threads that the products run on; for observers that have work of their own.
@@ -135,6 +136,9 @@ class Transformer final : public ModelRunner {
   void CopyBlock(const kernels::Bf16* block_layer, int block, int rows, const Pass& pass,
                  Contiguous* to) const;
   absl::Status Attend(int layer, Pass* pass);
+  // The tile that holds the first row whose logits are wanted.
+  static int FirstLogitsTile(const Pass& pass);
+  void LogitsOfTiles(const Pass& pass);
   void ArgmaxOfAll(const Pass& pass, PrefillOutput* out);
   absl::Status ForTiles(int n, const std::function<absl::Status(int, Workspace*)>& f);
 

@@ -62,6 +62,7 @@ absl::StatusOr<PrefillOutput> Transformer::Prefill(const PrefillChunk& chunk) {
     const float* last = pass.x.data() + (chunk.tokens.size() - 1) * config_.hidden_size;
     Logits(last, 1, &pool_, &workspaces_[0], out.logits.data());
   }
+  if (chunk.on_logits) LogitsOfTiles(pass);
   if (chunk.want_all_argmax) ArgmaxOfAll(pass, &out);
   return out;
 }
@@ -164,9 +165,10 @@ absl::Status Transformer::RunLayer(int layer, Pass* pass) {
   RETURN_IF_ERROR(ForTiles(static_cast<int>(pass->tiles.size()), [&](int i, Workspace* ws) {
     return FillFromTile(layer, pass->tiles[i], pass, ws);
   }));
-  if (options_.fp32_kv && layer_observer_) {
+  if (layer_observer_) {
     layer_observer_(layer, {static_cast<int>(chunk.tokens.size()), pass->q.data(),
-                            exact_.k32.data(), exact_.v32.data(), pass->head_stride});
+                            options_.fp32_kv ? exact_.k32.data() : nullptr,
+                            options_.fp32_kv ? exact_.v32.data() : nullptr, pass->head_stride});
   }
   if (chunk.on_layer) chunk.on_layer(layer);
   return Attend(layer, pass);
@@ -251,8 +253,9 @@ absl::Status Transformer::Attend(int layer, Pass* pass) {
   const PrefillChunk& chunk = *pass->chunk;
   int first_tile = 0;
   if (layer == config_.num_layers - 1 && !chunk.want_all_argmax) {
-    if (!chunk.want_logits) return absl::OkStatus();
-    first_tile = static_cast<int>(pass->tiles.size()) - 1;
+    if (!chunk.want_logits && !chunk.on_logits) return absl::OkStatus();
+    first_tile =
+        chunk.on_logits ? FirstLogitsTile(*pass) : static_cast<int>(pass->tiles.size()) - 1;
   }
   const Tile& first = pass->tiles[first_tile];
   const int64_t q_width = int64_t{config_.num_heads} * config_.head_dim;
@@ -280,6 +283,24 @@ absl::Status Transformer::Attend(int layer, Pass* pass) {
                      pass->x.data() + int64_t{tile.first} * config_.hidden_size);
     return absl::OkStatus();
   });
+}
+
+int Transformer::FirstLogitsTile(const Pass& pass) {
+  const int last = static_cast<int>(pass.tiles.size()) - 1;
+  int tile = 0;
+  while (tile < last && pass.tiles[tile + 1].first <= pass.chunk->logits_from) ++tile;
+  return tile;
+}
+
+void Transformer::LogitsOfTiles(const Pass& pass) {
+  std::vector<float> logits(static_cast<size_t>(kBlockTokens) * config_.vocab_size);
+  for (size_t t = FirstLogitsTile(pass); t < pass.tiles.size(); ++t) {
+    const Tile& tile = pass.tiles[t];
+    Logits(pass.x.data() + int64_t{tile.first} * config_.hidden_size, tile.rows, &pool_,
+           &workspaces_[0], logits.data());
+    for (int i = 0; i < tile.rows; ++i)
+      pass.chunk->on_logits(tile.first + i, logits.data() + int64_t{i} * config_.vocab_size);
+  }
 }
 
 void Transformer::ArgmaxOfAll(const Pass& pass, PrefillOutput* out) {

@@ -1,0 +1,82 @@
+// oscarkv eval: what codecs cost on a model and texts, side by side.
+#include <cstdio>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "cli/command.h"
+#include "cli/terminal.h"
+#include "codec/tensor_file.h"
+#include "common/status_macros.h"
+#include "eval/evaluate.h"
+
+namespace oscarkv::cli {
+namespace {
+
+class EvalCommand final : public Command {
+ public:
+  std::string name() const override { return "eval"; }
+  std::string summary() const override {
+    return "Compare codecs with bf16: perplexity, divergence, retrieval, errors per layer";
+  }
+  void AddOptions(OptionTable* table) override {
+    options_.model_dir = "models/reference";
+    options_.treatments = {"hadamard", "oscar"};
+    table->AddString("model", &options_.model_dir, "DIR", "Hugging Face folder of the model");
+    table->AddRepeated("text", &options_.text_files, "FILE",
+                       "A text to evaluate on; may be given several times");
+    table->AddStrings(
+        "treatments", &options_.treatments, "NAME,...",
+        "Of naive, hadamard, oscar, shaped, shaped-0 and shaped-sym; bf16 always runs");
+    table->AddString("fitted", &options_.fitted_dir, "DIR",
+                     "Folder of fitted files; empty: the model's");
+    table->AddInt("windows", &options_.windows, 0, 1 << 20,
+                  "Windows of text, chosen by the seed; 0: all there are");
+    table->AddInt("window-tokens", &options_.window_tokens, 512, 1 << 20, "Tokens of a window");
+    table->AddInt("first-position", &options_.first_position, 0, 1 << 20,
+                  "Positions of a window before it are not counted");
+    table->AddStrings("needle-lengths", &lengths_, "TOKENS,...", "Lengths of retrieval prompts");
+    table->AddInt("needles", &options_.needles, 0, 1 << 20, "Retrieval prompts of each length");
+    table->AddUint64("seed", &options_.seed, 0, UINT64_MAX, "Chooses windows, places and numbers");
+    table->AddChoice("compute", &compute_, {"auto", "fp32", "bf16"},
+                     "Operand type of the matrix products");
+    table->AddInt("threads", &options_.threads, 1, 256, "Threads");
+    table->AddString("json", &json_, "FILE", "Write all figures here, too");
+  }
+
+  absl::Status Run() override {
+    options_.compute = compute_ == "bf16" || (compute_ == "auto" && kernels::HasNativeBf16())
+                           ? kernels::Compute::kBf16
+                           : kernels::Compute::kFp32;
+    for (const std::string& text : lengths_) {
+      int length = 0;
+      if (!absl::SimpleAtoi(text, &length) || length < 256) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("--needle-lengths: \"", text, "\" is no number of at least 256 tokens"));
+      }
+      options_.needle_lengths.push_back(length);
+    }
+    EvalReport report;
+    {
+      ProgressBar bar("evaluating");
+      options_.progress = [&bar](double share) { bar.Update(share); };
+      ASSIGN_OR_RETURN(report, Evaluate(options_));
+    }
+    for (const TreatmentResult& t : report.treatments)
+      std::printf("%s: %s\n", t.name.c_str(), t.codec.c_str());
+    std::printf("%s", report.ToTable().c_str());
+    return json_.empty() ? absl::OkStatus() : WriteWholeFile(json_, report.ToJson());
+  }
+
+ private:
+  EvalOptions options_;
+  std::vector<std::string> lengths_;
+  std::string compute_ = "auto", json_;
+};
+
+}  // namespace
+
+std::unique_ptr<Command> NewEvalCommand() {
+  return std::make_unique<EvalCommand>();
+}
+
+}  // namespace oscarkv::cli

@@ -1,0 +1,382 @@
+#include "eval/evaluate.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "codec/fit.h"
+#include "codec/oscar_codec.h"
+#include "codec/shaped_codec.h"
+#include "common/status_macros.h"
+#include "eval/calibrate.h"
+#include "eval/damage.h"
+#include "eval/local_sequence.h"
+#include "eval/needle.h"
+#include "model/tokenizer.h"
+#include "model/transformer.h"
+
+namespace oscarkv {
+namespace {
+
+constexpr int kChunk = 512;
+constexpr int kHiddenNumbers = 5;
+using Tokens = std::vector<int32_t>;
+
+struct Treatment {
+  std::unique_ptr<Transformer> model;
+  TreatmentResult result;
+};
+
+int Argmax(const float* logits, int n) {
+  return static_cast<int>(std::max_element(logits, logits + n) - logits);
+}
+
+// A chunk's distributions under bf16.
+struct Reference {
+  std::vector<float> log, probability;  // [kChunk][vocab]
+  std::vector<int> best;                // [kChunk]
+};
+
+class Evaluator {
+ public:
+  Evaluator(const EvalOptions& options, const ModelConfig& config, const Tokenizer& tokenizer)
+      : options_(options), config_(config), tokenizer_(tokenizer) {}
+
+  absl::StatusOr<EvalReport> Run(const std::vector<Text>& texts) {
+    RETURN_IF_ERROR(Load());
+    PromptPlan plan;
+    plan.prompt_tokens = options_.window_tokens;
+    plan.tokens = options_.windows * options_.window_tokens;
+    plan.seed = options_.seed;
+    ASSIGN_OR_RETURN(const std::vector<Tokens> windows, MakePrompts(texts, tokenizer_, plan));
+    // Work grows with a prompt's length, here in units of a window.
+    for (const int length : options_.needle_lengths)
+      work_ += static_cast<double>(options_.needles) * length / options_.window_tokens;
+    work_ += static_cast<double>(windows.size());
+    ASSIGN_OR_RETURN(output_gram_, OutputGrams(options_.model_dir, config_));
+    for (size_t i = 0; i < windows.size(); ++i) {
+      RETURN_IF_ERROR(RunWindow(windows[i], i == 0));
+      Progress(1);
+    }
+    for (const int length : options_.needle_lengths) RETURN_IF_ERROR(RunNeedles(texts, length));
+    EvalReport report;
+    report.positions = positions_;
+    for (Treatment& t : treatments_) report.treatments.push_back(std::move(t.result));
+    return report;
+  }
+
+ private:
+  absl::Status Load() {
+    std::vector<std::string> names = {"bf16"};
+    names.insert(names.end(), options_.treatments.begin(), options_.treatments.end());
+    for (const std::string& name : names) {
+      ASSIGN_OR_RETURN(auto codec, TreatmentCodec(name,
+                                                  options_.fitted_dir.empty() ? options_.model_dir
+                                                                              : options_.fitted_dir,
+                                                  config_.kv_shape()));
+      Treatment t;
+      t.result.name = name;
+      t.result.codec = codec->Describe();
+      if (codec->profile() != Profile::kBf16) {
+        const kernels::KvShape s = config_.kv_shape();
+        t.result.bits = 8.0 * static_cast<double>(kernels::PageHeadBytes(s.head_dim)) /
+                        (2.0 * kernels::kPageTokens * s.head_dim);
+      }
+      TransformerOptions model_options;
+      model_options.compute = options_.compute;
+      model_options.history = PrefillHistory::kCanonical;
+      model_options.threads = options_.threads;
+      ASSIGN_OR_RETURN(t.model,
+                       Transformer::Load(options_.model_dir, std::move(codec), model_options));
+      treatments_.push_back(std::move(t));
+    }
+    return absl::OkStatus();
+  }
+
+  void Progress(double work) {
+    done_ += work;
+    if (options_.progress) options_.progress(done_ / work_);
+  }
+
+  // Chunk by chunk through all treatments, so that only one chunk's distributions are kept.
+  absl::Status RunWindow(const Tokens& tokens, bool measure_damage) {
+    std::vector<std::unique_ptr<LocalSequence>> sequences;
+    std::vector<QueryMoments> moments(treatments_.size());
+    for (Treatment& t : treatments_) {
+      sequences.push_back(
+          std::make_unique<LocalSequence>(*t.model, static_cast<int>(tokens.size())));
+      for (auto* v : {&t.result.divergence.window_kl, &t.result.divergence.window_nll,
+                      &t.result.divergence.window_top1})
+        v->push_back(0);
+    }
+    int counted = 0;
+    for (int start = 0; start < static_cast<int>(tokens.size()); start += kChunk) {
+      const auto part = absl::MakeConstSpan(tokens).subspan(start, kChunk);
+      Reference reference;
+      for (size_t i = 0; i < treatments_.size(); ++i) {
+        Treatment& t = treatments_[i];
+        if (measure_damage && i > 0) moments[i].Observe(t.model.get());
+        PrefillChunk chunk;
+        chunk.on_logits = [&](int row, const float* logits) {
+          const int position = start + row;
+          if (position < options_.first_position || position + 1 >= static_cast<int>(tokens.size()))
+            return;
+          counted += i == 0;
+          Count(i == 0, row, tokens[position + 1], logits, &reference, &t.result.divergence);
+        };
+        const auto out = sequences[i]->Prefill(*t.model, part, start, chunk);
+        t.model->set_layer_observer(nullptr);
+        RETURN_IF_ERROR(out.status());
+      }
+    }
+    positions_ += counted;
+    for (size_t i = 0; i < treatments_.size(); ++i) {
+      Divergence& d = treatments_[i].result.divergence;
+      for (auto* v : {&d.window_kl, &d.window_nll, &d.window_top1})
+        v->back() /= std::max(1, counted);
+      if (measure_damage && i > 0) MeasureLayers(moments[i], *sequences[i], &treatments_[i]);
+    }
+    return absl::OkStatus();
+  }
+
+  void Count(bool is_reference, int row, int next, const float* logits, Reference* reference,
+             Divergence* d) const {
+    const int n = config_.vocab_size;
+    const double z = LogSumExp(logits, n);
+    d->window_nll.back() += z - logits[next];
+    if (is_reference) {
+      reference->log.resize(static_cast<size_t>(kChunk) * n);
+      reference->probability.resize(reference->log.size());
+      reference->best.resize(kChunk);
+      for (int v = 0; v < n; ++v) {
+        const float log = static_cast<float>(logits[v] - z);
+        reference->log[static_cast<size_t>(row) * n + v] = log;
+        reference->probability[static_cast<size_t>(row) * n + v] = std::exp(log);
+      }
+      reference->best[row] = Argmax(logits, n);
+      d->window_top1.back() += 1;
+      return;
+    }
+    const size_t at = static_cast<size_t>(row) * n;
+    const double kl =
+        KlDivergence(reference->log.data() + at, reference->probability.data() + at, logits, n);
+    d->kl.push_back(static_cast<float>(kl));
+    d->window_kl.back() += kl;
+    d->window_top1.back() += Argmax(logits, n) == reference->best[row];
+  }
+
+  // Second moments of the queries of one window in the codec's space.
+  struct QueryMoments {
+    void Observe(Transformer* model) {
+      const ModelConfig& c = model->config();
+      const int d = c.head_dim, group = c.num_heads / c.num_kv_heads;
+      lower.resize(c.num_layers * c.num_kv_heads, std::vector<double>(size_t{1} * d * d));
+      model->set_layer_observer(
+          [this, model, d, group](int layer, const Transformer::LayerActivations& a) {
+            const ModelConfig& c = model->config();
+            if (layer == 0) queries += int64_t{a.tokens} * group;
+            model->executor()->ParallelFor(c.num_kv_heads, [&](int h) {
+              std::vector<double> x(size_t{1} * a.tokens * d);
+              for (int q = h * group; q < (h + 1) * group; ++q) {
+                for (int t = 0; t < a.tokens; ++t)
+                  std::copy_n(a.q + (int64_t{t} * c.num_heads + q) * d, d, x.begin() + t * d);
+                AddSecondMoment(x.data(), nullptr, a.tokens, d,
+                                lower[layer * c.num_kv_heads + h].data());
+              }
+            });
+          });
+    }
+    std::vector<std::vector<double>> lower;  // [layer][kv_head]
+    int64_t queries = 0;                     // per layer and kv head
+  };
+
+  // Errors of the coded blocks of a sequence against their bf16 copies.
+  void MeasureLayers(const QueryMoments& moments, LocalSequence& sequence, Treatment* t) const {
+    const kernels::KvShape shape = config_.kv_shape();
+    const int d = shape.head_dim;
+    SequenceKv& kv = sequence.kv();
+    std::vector<kernels::Bf16> decoded(shape.Bf16LayerBytes() / 2);
+    const KvCodec& codec = t->model->codec();
+    for (int layer = 0; layer < shape.num_layers; ++layer) {
+      double score = 0, value = 0, energy = 0;
+      int64_t rows = 0;
+      for (int h = 0; h < shape.num_kv_heads; ++h) {
+        const int at = layer * shape.num_kv_heads + h;
+        const std::vector<double> s =
+            Symmetric(moments.lower[at], d, 1.0 / static_cast<double>(moments.queries));
+        const float* o = codec.OutputTransform(layer, h);
+        const std::vector<double> g =
+            o == nullptr ? output_gram_[at]
+                         : Congruence({o, o + size_t{1} * d * d}, output_gram_[at], d);
+        for (int b = kSinkBlocks; b < kv.num_blocks(); ++b) {
+          if (kv.at(b).page < 0) continue;
+          if (!codec.DecodeLayer(layer, kv.pool().page_layer(kv.at(b).page, layer), decoded.data())
+                   .ok())
+            continue;
+          const kernels::Bf16* exact = kv.pool().block_layer(kv.at(b).block, layer);
+          for (int r = 0; r < kBlockTokens; ++r, ++rows) {
+            const size_t key = (size_t{1} * h * kBlockTokens + r) * d;
+            const size_t val = key + shape.Bf16SideElements();
+            score += Quadratic(exact + key, decoded.data() + key, s, d, 1);
+            value += Quadratic(exact + val, decoded.data() + val, g, d, 1);
+            energy += Quadratic(exact + val, decoded.data() + val, g, d, 0);
+          }
+        }
+      }
+      t->result.layers.push_back(
+          {std::sqrt(score / static_cast<double>(std::max<int64_t>(1, rows)) / d),
+           std::sqrt(value / std::max(energy, 1e-300))});
+    }
+  }
+
+  // x S x^T of x = exact - share * decoded.
+  static double Quadratic(const kernels::Bf16* exact, const kernels::Bf16* decoded,
+                          const std::vector<double>& s, int d, double share) {
+    std::vector<double> x(d);
+    for (int i = 0; i < d; ++i)
+      x[i] = kernels::ToFloat(exact[i]) - share * kernels::ToFloat(decoded[i]);
+    double sum = 0;
+    for (int i = 0; i < d; ++i) {
+      double dot = 0;
+      for (int j = 0; j < d; ++j) dot += s[i * d + j] * x[j];
+      sum += dot * x[i];
+    }
+    return sum;
+  }
+
+  // The answer is given and every one of its tokens must be the most likely one: what greedy
+  // decoding would answer.
+  absl::Status RunNeedles(const std::vector<Text>& texts, int length) {
+    std::string book;
+    for (const Text& text : texts) book += text.content;
+    const auto count = [&](const std::string& text) -> absl::StatusOr<size_t> {
+      ASSIGN_OR_RETURN(const Tokens ids, tokenizer_.Encode(text));
+      return ids.size();
+    };
+    for (Treatment& t : treatments_) t.result.needles.push_back({length, options_.needles, 0});
+    for (int i = 0; i < options_.needles; ++i) {
+      const uint64_t seed = options_.seed * 1000003 + static_cast<uint64_t>(length) * 1000 + i;
+      ASSIGN_OR_RETURN(const NeedleText text,
+                       BuildNeedleText(book, length - 16, kHiddenNumbers, seed, count));
+      const Needle& needle = text.needles[i % kHiddenNumbers];
+      const std::string prompt = NeedlePrompt(text, needle);
+      ASSIGN_OR_RETURN(const Tokens question, tokenizer_.Encode(prompt));
+      ASSIGN_OR_RETURN(const Tokens answer, tokenizer_.Encode(absl::StrCat(" ", needle.number)));
+      Tokens tokens = question;
+      tokens.insert(tokens.end(), answer.begin(), answer.end());
+      for (Treatment& t : treatments_) {
+        ASSIGN_OR_RETURN(const bool right,
+                         Answers(t.model.get(), tokens, static_cast<int>(question.size())));
+        t.result.needles.back().right += right;
+      }
+      Progress(static_cast<double>(length) / options_.window_tokens);
+    }
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<bool> Answers(Transformer* model, const Tokens& tokens, int asked) const {
+    LocalSequence sequence(*model, static_cast<int>(tokens.size()));
+    bool right = true;
+    const int size = static_cast<int>(tokens.size());
+    for (int start = 0; start < size; start += kChunk) {
+      PrefillChunk chunk;
+      if (start + kChunk >= asked) {
+        chunk.logits_from = std::max(0, asked - 1 - start);
+        chunk.on_logits = [&](int row, const float* logits) {
+          const int position = start + row;
+          if (position < asked - 1 || position + 1 >= size) return;
+          right &= Argmax(logits, config_.vocab_size) == tokens[position + 1];
+        };
+      }
+      RETURN_IF_ERROR(
+          sequence.Prefill(*model, absl::MakeConstSpan(tokens).subspan(start, kChunk), start, chunk)
+              .status());
+    }
+    return right;
+  }
+
+  const EvalOptions& options_;
+  const ModelConfig& config_;
+  const Tokenizer& tokenizer_;
+  std::vector<Treatment> treatments_;
+  std::vector<std::vector<double>> output_gram_;
+  int positions_ = 0;
+  double work_ = 0, done_ = 0;
+};
+
+absl::StatusOr<std::shared_ptr<const KvCodec>> NaiveCodec(const kernels::KvShape& shape) {
+  const size_t d = shape.head_dim;
+  std::vector<float> identity(d * d);
+  for (size_t i = 0; i < d; ++i) identity[i * d + i] = 1;
+  RotationSet set(shape);
+  for (int l = 0; l < shape.num_layers; ++l) RETURN_IF_ERROR(set.SetLayer(l, 1, identity));
+  return std::make_shared<const OscarCodec>(set, set, 1.0f, 1.0f, true, "no rotation");
+}
+
+}  // namespace
+
+double LogSumExp(const float* logits, int n) {
+  const float top = *std::max_element(logits, logits + n);
+  double sum = 0;
+  for (int v = 0; v < n; ++v) sum += std::exp(logits[v] - top);
+  return top + std::log(sum);
+}
+
+double KlDivergence(const float* reference_log, const float* reference, const float* logits,
+                    int n) {
+  const double z = LogSumExp(logits, n);
+  double kl = 0;
+  for (int v = 0; v < n; ++v)
+    kl += double{reference[v]} * (double{reference_log[v]} - (double{logits[v]} - z));
+  return kl;
+}
+
+Interval WilsonInterval(int right, int n) {
+  if (n == 0) return {0, 1};
+  const double z = 1.959964, p = static_cast<double>(right) / n, f = 1 + z * z / n;
+  const double middle = (p + z * z / (2 * n)) / f;
+  const double half = z * std::sqrt(p * (1 - p) / n + z * z / (4.0 * n * n)) / f;
+  return {std::max(0.0, middle - half), std::min(1.0, middle + half)};
+}
+
+absl::StatusOr<std::shared_ptr<const KvCodec>> TreatmentCodec(const std::string& name,
+                                                              const std::string& files_dir,
+                                                              const kernels::KvShape& shape) {
+  CodecOptions options;
+  if (name == "naive") return NaiveCodec(shape);
+  if (name == "bf16") {
+    options.profile = Profile::kBf16;
+  } else if (name == "hadamard") {
+    options.data_free = true;
+  } else if (name == "oscar") {
+    RETURN_IF_ERROR(FindCodecFiles(files_dir, &options));
+    if (options.data_free) {
+      return absl::NotFoundError(absl::StrCat(files_dir, " has no rotation files for oscar"));
+    }
+  } else if (name == "shaped" || name == "shaped-0" || name == "shaped-sym") {
+    options.profile = Profile::kShaped;
+    RETURN_IF_ERROR(FindCodecFiles(files_dir, &options));
+    if (name == "shaped-0") options.sweeps = 0;
+    if (name == "shaped-sym") {
+      ASSIGN_OR_RETURN(const ShapedParameters p, ReadShapedFile(options.shaped_file, shape));
+      ASSIGN_OR_RETURN(auto codec,
+                       ShapedCodec::Create(p, {.symmetric = true}, options.shaped_file));
+      return codec;
+    }
+  } else {
+    return absl::InvalidArgumentError(
+        absl::StrCat("treatment \"", name,
+                     "\", known are naive, hadamard, oscar, shaped, shaped-0 and shaped-sym"));
+  }
+  return CreateCodec(options, shape);
+}
+
+absl::StatusOr<EvalReport> Evaluate(const EvalOptions& options) {
+  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(options.model_dir));
+  ASSIGN_OR_RETURN(const std::vector<Text> texts, ReadTexts(options.text_files));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, Tokenizer::Load(options.model_dir));
+  return Evaluator(options, config, *tokenizer).Run(texts);
+}
+
+}  // namespace oscarkv
