@@ -18,6 +18,12 @@ binary=$build/bench/kvstore/kvstore_bench
 command=("$binary" "$@")
 pin=()
 if command -v taskset > /dev/null && [ "$(nproc)" -gt 2 ]; then pin=(taskset -c 0,1); fi
+# What others do on the machine is part of the result: the share of idle time in the two seconds before.
+cpu_times() { awk '/^cpu / {print $5 + $6, $2 + $3 + $4 + $5 + $6 + $7 + $8 + $9}' /proc/stat; }
+read -r idle0 all0 <<< "$(cpu_times)"
+sleep 2
+read -r idle1 all1 <<< "$(cpu_times)"
+idle=$(((idle1 - idle0) * 100 / (all1 - all0)))
 table=$("${pin[@]}" "${command[@]}")
 mkdir -p "$(dirname "$out")"
 cat > "$out" <<TABLE
@@ -34,6 +40,6 @@ $table
 - machine: $(grep -m1 'model name' /proc/cpuinfo | cut -d: -f2- | xargs), $(nproc) cores
 - command: bench/kvstore/run.sh $*
 - commit: $(git rev-parse --short HEAD)$(git diff --quiet HEAD -- kvstore proto common bench/kvstore || echo ' with changes')
-- load average at the end: $(cut -d' ' -f1-3 /proc/loadavg)
+- before the run the machine was $idle % idle; load average at the end: $(cut -d' ' -f1-3 /proc/loadavg)
 TABLE
 cat "$out"
