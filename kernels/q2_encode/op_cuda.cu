@@ -10,8 +10,8 @@
 //
 // Warps run on their own: each copies its next 16 rows to shared memory while it works on these
 // (cp.async), so there is no barrier in the loop; only wgmma makes the four warps of a warpgroup
-// meet. The grid is persistent: the transform is loaded once per thread block, or when the head
-// changes if each head has its own.
+// meet. The grid is persistent, so that a thread block loads its transform once; with one transform
+// per head, heads are the grid's second dimension.
 #include <cuda_runtime.h>
 
 #include "kernels/cuda_device.h"
