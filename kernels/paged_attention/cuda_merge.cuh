@@ -167,8 +167,7 @@ class Merger {
     }
     __syncthreads();
 
-    // Threads beyond the elements share the parts; their sums meet in the ring's place... see
-    // below.
+    // Threads beyond the elements share the parts.
     constexpr int kShares = C::kThreads > C::kElements ? C::kThreads / C::kElements : 1;
     const int share = kShares == 1 ? 0 : threadIdx.x / C::kElements;
     for (int e = threadIdx.x % C::kElements; e < C::kElements; e += C::kThreads) {

@@ -7,7 +7,24 @@ namespace oscarkv::kernels::cuda {
 
 inline constexpr float kLog2E = 1.4426950408889634f;
 
-// Row operand `a` of step 4ch+p from a slot's words: fp16 subnormals code * 4^(p+1) * 2^-24. Tensor
+// QK of one position: dots = 4 dots + <q, codes of position p of a slot's words>; position 0
+// starts.
+template <int kWords>
+__device__ __forceinline__ void AddCodes(const uint32_t (&words)[kWords], int p, uint32_t q0,
+                                         uint32_t q1, int (&dots)[4]) {
+  const uint32_t mask = 0x03030303u << 2 * p;
+  int c[4];
+  if constexpr (kWords == 4) {
+    const uint32_t a[4] = {words[0] & mask, words[1] & mask, words[2] & mask, words[3] & mask};
+    MmaBytes32(c, a, q0, q1);
+  } else {
+    MmaBytes16(c, words[0] & mask, words[1] & mask, q0);
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) dots[i] = p == 0 ? c[i] : dots[i] * 4 + c[i];
+}
+
+// Row operand `a` of step 4ch+p from V's words: fp16 subnormals code * 4^(p+1) * 2^-24. Tensor
 // cores align a subnormal product as if it were 2^-14 times the other factor, so codes in the
 // lowest bits would lose most: two bits higher costs a shift and gains two bits of every product.
 template <int kWords>
@@ -69,7 +86,11 @@ class Softmax {
 #pragma unroll
     for (int n = 0; n < C::kColumnGroups; ++n) {
 #pragma unroll
-      for (int i = 0; i < C::kSteps / 2; ++i) query_[n][i] = shared_->page_query[n][i][id_];
+      for (int i = 0; i < C::kSteps; ++i) {
+#pragma unroll
+        for (int digit = 0; digit < C::kDigitSets; ++digit)
+          query_[digit][n][i] = shared_->page_query[digit][n][i][id_];
+      }
     }
     float sums[C::kSplit ? 2 : C::kLaneHeads];
 #pragma unroll
@@ -126,6 +147,10 @@ class Softmax {
     }
   }
 
+  __device__ bool fine() const {
+    return fine_;
+  }
+  template <bool kFine>  // fine(): with the third digit of q
   __device__ void AddPage(const uint8_t* page);
 
   // Adds the output sums (of tiles or of pages) to those in shared memory and clears them.
@@ -195,12 +220,13 @@ class Softmax {
       }
     }
   }
-  // Operands of q: operand i of lane 4g+j holds channels 8 i + 2 j and + 1 of column g's head.
-  // For tiles q scale log2(e), as bf16: its high and its middle part; split: columns (high, middle)
-  // and (low, 0). For pages q S CodeScale, as fp16, and its low part (split: columns high, low); S
-  // is the power of two that brings the largest |q| of the group to 2^13..2^14.
+  // Operands of q. Of lane 4g+j, operand i holds channels 8 i + 2 j and + 1 of column g's head;
+  // each warp makes those of one step. For tiles q scale log2(e), as bf16: its high and its middle
+  // part; split: columns (high, middle) and (low, 0). For pages digits of q S, S = 32512 / largest
+  // |q|: bytes 2 e + u are channels 16 step + 8 u + 2 j + e; split: columns (high, low) and (third,
+  // 0).
   __device__ void PrepareQuery(const float* q) {
-    constexpr int kOwn = 2 * C::kSteps / C::kWarps;  // operands of one warp
+    constexpr int kOwn = 2;  // operands of one warp: those of step warp_
     float2 own[C::kColumnGroups][kOwn];
 #pragma unroll
     for (int n = 0; n < C::kColumnGroups; ++n) {
@@ -208,7 +234,9 @@ class Softmax {
 #pragma unroll
       for (int k = 0; k < kOwn; ++k) {
         const int at = head * C::kHeadDim + 8 * (warp_ * kOwn + k) + 2 * lane_.j;
-        own[n][k] = head < args_.group ? *reinterpret_cast<const float2*>(q + at) : float2{0, 0};
+        own[n][k] = head < args_.group && warp_ < C::kSteps
+                        ? *reinterpret_cast<const float2*>(q + at)
+                        : float2{0, 0};
       }
     }
     float largest = 0;
@@ -222,16 +250,21 @@ class Softmax {
 #pragma unroll
     for (int lanes = 16; lanes > 0; lanes /= 2)
       largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, lanes));
-    const int exponent = max(static_cast<int>(__float_as_uint(largest) >> 23), 14);
-    const float to_fp16 = __uint_as_float(static_cast<uint32_t>(267 - exponent) << 23);
-    const float from_fp16 = __uint_as_float(static_cast<uint32_t>(exponent - 13) << 23);
+    largest = fmaxf(largest, 1e-30f);
+    const float to_digits = 32512 / largest, from_digits = largest / 32512;
     const float factor = args_.scale * kLog2E;
-    score_factor_ = factor * from_fp16 * 16777216.0f;
+    score_factor_ = factor * from_digits / 64;
+    fine_ = largest * factor > kCoarseLimit;
+    if (warp_ >= C::kSteps) {
+      if (id_ < 8 * C::kColumnGroups) shared_->query_sums[id_][warp_] = 0;
+      return;
+    }
 
     const bool odd = lane_.g & 1;
 #pragma unroll
     for (int n = 0; n < C::kColumnGroups; ++n) {
-      float column_sum = 0;
+      int column_sum = 0, third_sum = 0;
+      uint32_t high_digits = 0, low_digits = 0, third_digits = 0;
 #pragma unroll
       for (int k = 0; k < kOwn; ++k) {
         const int i = warp_ * kOwn + k;
@@ -246,29 +279,42 @@ class Softmax {
             : odd      ? 0
                        : PackBf16(rest.x - middle.x, rest.y - middle.y);
 
-        const float code_scale = CodeScale(i / 2);
-        const float2 y = {own[n][k].x * to_fp16 * code_scale, own[n][k].y * to_fp16 * code_scale};
-        const uint32_t packed = PackFp16(y.x, y.y);
-        const float2 h = UnpackFp16(packed);
-        const uint32_t packed_low = PackFp16(y.x - h.x, y.y - h.y);
-        const float2 l = UnpackFp16(packed_low);
-        Operand(shared_->page_query, n, i) = C::kSplit && odd ? packed_low : packed;
-        if constexpr (C::kQueryLow) Operand(shared_->page_query_low, n, i) = packed_low;
-        if (C::kQueryLow) {
-          column_sum += (h.x + h.y + (l.x + l.y)) / code_scale;
-        } else {
-          column_sum += (C::kSplit && odd ? l.x + l.y : h.x + h.y) / code_scale;
+        const float y[2] = {own[n][k].x * to_digits, own[n][k].y * to_digits};
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {  // byte 2 e + u
+          const int digits = __float2int_rn(y[e]), high = (digits + 128) >> 8;
+          const int third = min(__float2int_rn((y[e] - static_cast<float>(digits)) * 256), 127);
+          column_sum += digits;
+          third_sum += third;
+          third_digits |= static_cast<uint32_t>(third & 255) << (16 * e + 8 * k);
+          high_digits |= static_cast<uint32_t>(high & 255) << (16 * e + 8 * k);
+          low_digits |= static_cast<uint32_t>(digits - 256 * high & 255) << (16 * e + 8 * k);
         }
       }
-      column_sum += __shfl_xor_sync(kAllLanes, column_sum, 1);
-      column_sum += __shfl_xor_sync(kAllLanes, column_sum, 2);
-      if (lane_.j == 0)
-        shared_->query_sums[8 * n + lane_.g][warp_] = column_sum * from_fp16 * factor;
+      if constexpr (C::kSplit) {
+        shared_->page_query[0][n][warp_][id_] = odd ? low_digits : high_digits;
+        shared_->page_query[1][n][warp_][id_] = odd ? 0 : third_digits;
+      } else {
+        shared_->page_query[0][n][warp_][id_] = high_digits;
+        shared_->page_query[1][n][warp_][id_] = low_digits;
+        shared_->page_query[2][n][warp_][id_] = third_digits;
+      }
+      float sum = static_cast<float>(column_sum);
+      if (fine_) sum += static_cast<float>(third_sum) / 256;
+      sum += __shfl_xor_sync(kAllLanes, sum, 1);
+      sum += __shfl_xor_sync(kAllLanes, sum, 2);
+      if (lane_.j == 0) {
+        shared_->query_sums[8 * n + lane_.g][warp_] =
+            C::kSplit && odd ? 0 : sum * from_digits * factor;
+      }
     }
   }
   __device__ uint32_t& Operand(QueryOperands<C>& operands, int n, int i) const {
     return reinterpret_cast<uint32_t*>(&operands[n][i / 4][id_])[i % 4];
   }
+
+  __device__ void AddThirdDigit(const uint8_t* page, int slot,
+                                float (&x)[C::kColumnGroups][kPageTokens / 16][C::kSplit ? 2 : 4]);
 
   // Weights of a tile from scores minus maximum.
   __device__ void TileWeights(float (&y)[C::kLaneHeads][2]) {
@@ -327,7 +373,9 @@ class Softmax {
       sum_[k] *= factor[k];
       offset_sum_[k] *= factor[k];
     }
+    const bool empty = empty_;
     empty_ = false;
+    if (empty) return;
 #pragma unroll
     for (int n = 0; n < C::kColumnGroups; ++n) {
 #pragma unroll
@@ -357,47 +405,75 @@ class Softmax {
   float4* const sums_;  // this lane's; others lie 32 apart
   const Lane lane_;
   bool empty_ = true, retune_ = false;
+  bool fine_ = false;  // q has a third digit
   float score_factor_ = 0;
   float query_sum_[C::kLaneHeads];
   float max_[C::kLaneHeads], sum_[C::kLaneHeads], offset_sum_[C::kLaneHeads];
   float out_[C::kColumnGroups][C::kSteps][4];
-  uint4 query_[C::kColumnGroups][C::kSteps / 2];  // page operands, as in QueryOperands
+  uint32_t query_[C::kDigitSets][C::kColumnGroups][C::kSteps];  // operands of pages
   uint32_t tile_weights_[C::kColumnGroups][2], tile_weights_low_[C::kColumnGroups][2];
 };
 
 template <class C>
+__device__ void Softmax<C>::AddThirdDigit(
+    const uint8_t* page, int slot,
+    float (&x)[C::kColumnGroups][kPageTokens / 16][C::kSplit ? 2 : 4]) {
+#pragma unroll 1
+  for (int n = 0; n < C::kColumnGroups; ++n) {
+#pragma unroll
+    for (int tb = 0; tb < kPageTokens / 16; ++tb) {
+      uint32_t words[C::kWords];
+      LoadSlot<C::kWords>(page, tb, slot, words);
+      const auto& q = shared_->page_query[C::kDigitSets][n];
+      int dots[4];
+#pragma unroll
+      for (int p = 0; p < 4; ++p)
+        AddCodes<C::kWords>(words, p, q[p][id_], q[(p + 4) % C::kSteps][id_], dots);
+#pragma unroll
+      for (int i = 0; i < (C::kSplit ? 2 : 4); ++i) {
+        const float add = static_cast<float>(dots[C::kSplit ? 2 * i : i]) * (1.0f / 256);
+#pragma unroll
+        for (int m = 0; m < C::kColumnGroups; ++m) x[m][tb][i] += m == n ? add : 0;
+      }
+    }
+  }
+}
+
+template <class C>
+template <bool kFine>
 __device__ void Softmax<C>::AddPage(const uint8_t* page) {
   constexpr int kBlocks = kPageTokens / 16, kGroups = C::kColumnGroups;
   const int slot = Slot(lane_.g, lane_.j);
 
-  // QK: x[n][tb] are <q, codes> S 2^-24 of tokens 16 tb + g and + 8.
-  float x[kGroups][kBlocks][4];
-  {
-    uint32_t words[kBlocks][C::kWords];
+  // QK: x[n][tb] are 64 <digits of q, codes> of tokens 16 tb + g and + 8.
+  float x[kGroups][kBlocks][C::kSplit ? 2 : 4];
 #pragma unroll
-    for (int tb = 0; tb < kBlocks; ++tb) LoadSlot<C::kWords>(page, tb, slot, words[tb]);
+  for (int tb = 0; tb < kBlocks; ++tb) {
+    uint32_t words[C::kWords];
+    LoadSlot<C::kWords>(page, tb, slot, words);
+    int dots[C::kDigitSets][kGroups][4];
 #pragma unroll
-    for (int s = 0; s < C::kSteps; ++s) {
+    for (int p = 0; p < 4; ++p) {
 #pragma unroll
-      for (int tb = 0; tb < kBlocks; ++tb) {
-        uint32_t a[4];
-        CodeOperand<C::kWords>(words[tb], s, a);
+      for (int n = 0; n < kGroups; ++n) {
 #pragma unroll
-        for (int n = 0; n < kGroups; ++n) {
-          const uint4 q = query_[n][s / 2];
-          if (s == 0) {
-            MmaFp16First(x[n][tb], a, q.x, q.y);
-          } else {
-            MmaFp16(x[n][tb], a, s % 2 ? q.z : q.x, s % 2 ? q.w : q.y);
-          }
-          if constexpr (C::kQueryLow) {
-            const uint4 low = shared_->page_query_low[n][s / 2][id_];
-            MmaFp16(x[n][tb], a, s % 2 ? low.z : low.x, s % 2 ? low.w : low.y);
-          }
+        for (int set = 0; set < C::kDigitSets; ++set) {
+          const uint32_t(&q)[C::kSteps] = query_[set][n];
+          AddCodes<C::kWords>(words, p, q[p], q[(p + 4) % C::kSteps], dots[set][n]);
         }
       }
     }
+#pragma unroll
+    for (int n = 0; n < kGroups; ++n) {
+#pragma unroll
+      for (int i = 0; i < (C::kSplit ? 2 : 4); ++i) {
+        const int dot = C::kSplit ? dots[0][n][2 * i] * 256 + dots[0][n][2 * i + 1]
+                                  : dots[0][n][i] * 256 + dots[C::kDigitSets - 1][n][i];
+        x[n][tb][i] = static_cast<float>(dot);
+      }
+    }
   }
+  if constexpr (kFine) AddThirdDigit(page, slot, x);
 
   // A lane's 8 tokens stand together in a plane: element 2 tb + r is token 16 tb + g + 8 r.
   const uint4* planes = reinterpret_cast<const uint4*>(page + MetaOffset(C::kHeadDim)) + lane_.g;
@@ -414,8 +490,7 @@ __device__ void Softmax<C>::AddPage(const uint8_t* page) {
         const float s = (r ? scale.y : scale.x) * score_factor_, o = r ? offset.y : offset.x;
 #pragma unroll
         for (int k = 0; k < C::kLaneHeads; ++k) {
-          const float(&xs)[4] = x[C::kSplit ? 0 : k / 2][tb];
-          const float dot = C::kSplit ? xs[2 * r] + xs[2 * r + 1] : xs[2 * r + k % 2];
+          const float dot = C::kSplit ? x[0][tb][r] : x[k / 2][tb][2 * r + k % 2];
           y[k][tb][r] = fmaf(dot, s, fmaf(o, query_sum_[k], -max_[k]));
         }
       }

@@ -2,17 +2,24 @@
 // blocks, then 2-bit pages) through its own ring in shared memory and keeps an online softmax.
 //
 // Tokens (for QK) and channels (for PV) are the 16 rows of a matrix product, query heads its 8
-// columns. The codes of a page are operands as they are: the two codes that `w & (0x00030003 <<
-// 2p)` leaves are the fp16 subnormals code * 4^p * 2^-24, which tensor cores multiply exactly and
-// at full speed. 4^-p is folded into q per channel for QK, and into the output per channel for PV;
-// a token's scale and offset are applied to its score and to its softmax weight:
+// columns. The codes of a page are operands as they are, only masked; a token's scale and offset
+// are applied to its score and to its softmax weight:
 //   score = scale_t <q, codes_t> + offset_t sum(q)     out = sum_t (p_t scale_t) codes_t + p_t
 //   offset_t
 //
-// q and p are rounded to 11 bits by fp16. With up to 4 heads, columns 2j and 2j+1 are the high and
-// the low part of head j, of q and of p * scale; with up to 8, the low part of q costs a second
-// product (kQueryLow). Tensor cores truncate their sums, which shows as a bias after some dozens of
-// pages: every kFlushPages pages the sums are added to rounded fp32 sums in shared memory.
+// QK multiplies bytes, exactly: `w & (0x03030303 << 2p)` holds four codes times 4^p, and q is an
+// integer of 16 bits in two digits (relative to the largest |q| of the group; sum(q) is of the same
+// integers, so that their error multiplies K's values and not its codes). Queries so large that 16
+// bits would show in the weights (kCoarseLimit) get a third digit and a second pass.
+//
+// PV multiplies fp16, since weights span many powers of two: the two codes that `w & (0x00030003 <<
+// 2p)` leaves are fp16 subnormals code * 4^p * 2^-24, which tensor cores take at full speed. 4^-p
+// is folded into the output per channel.
+//
+// With up to 4 heads, columns 2j and 2j+1 are the high and the low part of head j, of q and of
+// p * scale; with up to 8, q's digits are two products and p * scale is rounded to 11 bits. Tensor
+// cores truncate their sums, which shows as a bias after some dozens of pages: every kFlushPages
+// pages the sums are added to rounded fp32 sums in shared memory.
 //
 // The maximum m of the softmax is lazy. Any m is right as long as nothing leaves its range, so a
 // warp keeps m until a weight p_t scale_t overflows fp16 (or p grows beyond 2^60, for pages whose
@@ -25,18 +32,23 @@
 
 namespace oscarkv::kernels::cuda {
 
+// Largest |q| scale log2(e) for which two digits do: scores are then off by 1e-4 or so times K's
+// root mean square (in units of log2).
+inline constexpr float kCoarseLimit = 2;
+
 // kSplit: at most 4 heads, in high and low columns. Otherwise at most 8 heads per column group.
-template <int kHeadDim_, int kColumnGroups_, bool kSplit_, bool kQueryLow_>
+template <int kHeadDim_, int kColumnGroups_, bool kSplit_>
 struct Config {
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr int kColumnGroups = kColumnGroups_;
   static constexpr bool kSplit = kSplit_;
-  static constexpr bool kQueryLow = kQueryLow_;
-  static_assert(!kSplit || (kColumnGroups == 1 && !kQueryLow));
+  static_assert(!kSplit || kColumnGroups == 1);
 
   static constexpr int kHeads = kSplit ? 4 : 8 * kColumnGroups;
   static constexpr int kLaneHeads = kSplit ? 1 : 2 * kColumnGroups;  // heads of one lane's columns
   static constexpr int kSteps = kHeadDim / 16;  // products over channels in QK; row blocks in PV
+  // Products per position in QK of pages: without and with the third digit of q.
+  static constexpr int kDigitSets = kSplit ? 1 : 2, kAllDigitSets = kDigitSets + 1;
   static constexpr int kWords = kHeadDim / 32;  // words of a slot
   static constexpr int kWarps = 8;
   static constexpr int kThreads = 32 * kWarps;
@@ -61,7 +73,8 @@ template <class C>
 struct __align__(128) SharedMemory {
   uint8_t ring[C::kWarps][C::kStages][C::kStageBytes];
   float4 sums[C::kWarps][C::kElements];
-  QueryOperands<C> page_query, page_query_low, tile_query, tile_query_low;
+  QueryOperands<C> tile_query, tile_query_low;
+  uint32_t page_query[C::kAllDigitSets][C::kColumnGroups][C::kSteps][32];  // word of step, lane
   float query_sums[8 * C::kColumnGroups][C::kWarps];  // of columns, over each warp's operands
   float max[C::kWarps][C::kHeads];                    // while merging: factors of the warps' sums
   float sum[C::kWarps][C::kHeads];                    // while merging: [0] the block's

@@ -42,6 +42,17 @@ __device__ void NextLine(const Workspace& workspace, int num_kv_heads, Segment* 
   segment->line = workspace.lines[segment->sequence_index * num_kv_heads + segment->head];
 }
 
+template <bool kFine, class C>
+__device__ __forceinline__ void AttendPages(int pages, Ring<C>* ring, Softmax<C>* softmax) {
+#pragma unroll 1
+  for (int i = 0; i < pages; ++i) {
+    const uint32_t page = ring->WaitPage();
+    softmax->template AddPage<kFine>(static_cast<const uint8_t*>(__cvta_shared_to_generic(page)));
+    ring->ReleasePage();
+    if (i % C::kFlushPages == C::kFlushPages - 1) softmax->template Flush<true>();
+  }
+}
+
 template <class C>
 __global__ void __launch_bounds__(C::kThreads, C::kBlocksPerSm)
     AttendKernel(const __grid_constant__ PagedAttentionArgs args,
@@ -72,12 +83,10 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksPerSm)
     if (tiles > 0) softmax.template Flush<false>();
     softmax.StartPages();
     ring.StartPages();
-#pragma unroll 1
-    for (int i = 0; i < pages; ++i) {
-      const uint32_t page = ring.WaitPage();
-      softmax.AddPage(static_cast<const uint8_t*>(__cvta_shared_to_generic(page)));
-      ring.ReleasePage();
-      if (i % C::kFlushPages == C::kFlushPages - 1) softmax.template Flush<true>();
+    if (softmax.fine()) {
+      AttendPages<true>(pages, &ring, &softmax);
+    } else {
+      AttendPages<false>(pages, &ring, &softmax);
     }
     softmax.Close();
 
@@ -178,13 +187,13 @@ Variant VariantOf() {
 }
 Variant VariantOf(int head_dim, int group) {
   if (head_dim == 128) {
-    if (group <= 4) return VariantOf<Config<128, 1, true, false>>();
-    if (group <= 8) return VariantOf<Config<128, 1, false, true>>();
-    return VariantOf<Config<128, 2, false, true>>();
+    if (group <= 4) return VariantOf<Config<128, 1, true>>();
+    if (group <= 8) return VariantOf<Config<128, 1, false>>();
+    return VariantOf<Config<128, 2, false>>();
   }
-  if (group <= 4) return VariantOf<Config<64, 1, true, false>>();
-  if (group <= 8) return VariantOf<Config<64, 1, false, true>>();
-  return VariantOf<Config<64, 2, false, true>>();
+  if (group <= 4) return VariantOf<Config<64, 1, true>>();
+  if (group <= 8) return VariantOf<Config<64, 1, false>>();
+  return VariantOf<Config<64, 2, false>>();
 }
 
 // Thread blocks that run at the same time on the current device.

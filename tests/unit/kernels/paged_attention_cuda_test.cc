@@ -73,7 +73,7 @@ void ExpectClose(const OnDevice& d, double bound) {
   const double error = WorstRowError(out, d.expected, d.args.head_dim);
   EXPECT_LT(error, bound);
   for (size_t i = 0; i < lse.size(); ++i)
-    EXPECT_NEAR(lse[i], d.expected_lse[i], 1e-4 * (1 + std::abs(d.expected_lse[i]))) << i;
+    EXPECT_NEAR(lse[i], d.expected_lse[i], 5e-4 * (1 + std::abs(d.expected_lse[i]))) << i;
 }
 
 void PlanAndRun(const OnDevice& d) {
@@ -83,10 +83,10 @@ void PlanAndRun(const OnDevice& d) {
       << cuda::LastError();
 }
 
-// Up to 4 heads q and weights have 22 bits, beyond that weights have 11. Where values cancel (V of
-// mean 0 and equal weights) the error is relative to a small result.
+// Beyond 4 heads weights are rounded to 11 bits. Errors are relative to the result, which is small
+// where V's values cancel.
 double Bound(const Case& c) {
-  return c.group <= 4 ? 2e-4 : 1e-3;
+  return c.group <= 4 ? 5e-4 : 2e-3;
 }
 
 TEST(PagedAttentionCudaTest, MatchesRef) {
