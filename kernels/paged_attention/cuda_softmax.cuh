@@ -439,6 +439,8 @@ __device__ void Softmax<C>::AddThirdDigit(
   }
 }
 
+// Long on purpose: one page from bytes to output sums lives in registers, and what the compiler
+// spills depends on every value that is passed on.
 template <class C>
 template <bool kFine>
 __device__ void Softmax<C>::AddPage(const uint8_t* page) {

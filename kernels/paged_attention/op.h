@@ -48,6 +48,7 @@ struct PagedAttentionArgs {
 // negative (the encoder's are not). `executor` may be null.
 // With the same arguments and number of threads the result is the same bit for bit. kCpu: relative
 // error (2-norm per head) below 2e-4 against float64 on the stored codes; kRef computes in float64.
+// kCuda is not here: it has a library of its own, see op_cuda.h.
 KernelStatus PagedAttention(Backend backend, const PagedAttentionArgs& args, Executor* executor);
 
 }  // namespace oscarkv::kernels
