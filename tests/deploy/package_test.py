@@ -58,7 +58,7 @@ class Shipped(unittest.TestCase):
         self.assertIn("model", self.complete(""))
         self.assertEqual(self.complete("model", ""), ["check"])
         self.assertEqual(self.complete("model", "check", "--gol"), ["--golden"])
-        self.assertEqual(self.complete("prefill", "--profile", ""), ["oscar", "bf16"])
+        self.assertEqual(self.complete("prefill", "--profile", ""), ["oscar", "shaped", "bf16"])
         for command, rows in options().items():
             offered = self.complete(*command.split(), "--")
             self.assertLessEqual({f"--{o}" for o in rows}, set(offered), command)

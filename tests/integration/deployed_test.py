@@ -49,7 +49,8 @@ class Deployed(unittest.TestCase):
             self.assertEqual(answer["usage"]["lanes"], ["tcp"])
             kvstore = cluster["kvstore-0"]
             self.assertEqual(kvstore.metric("oscarkv_kvstore_capacity_bytes", node="a-pod"), 512 << 20)
-            self.assertGreater(kvstore.metric("oscarkv_kvstore_blocks"), 0)
+            # The node sets this gauge in its maintenance rounds.
+            cluster.wait_for("blocks are stored", lambda: kvstore.metric("oscarkv_kvstore_blocks") > 0)
             self.assertEqual(sum(r.metric("oscarkv_transport_degraded_connections_total") for r in cluster.roles.values()), 0)
         finally:
             statuses = cluster.stop()
