@@ -49,6 +49,8 @@ class Prometheus:
             with urllib.request.urlopen(url, timeout=10) as response:
                 return json.load(response)["data"]
         except urllib.error.HTTPError as error:
+            if error.code == 503:  # it listens, but is not ready
+                return {}
             raise AssertionError(f"{parameters}: {error.read().decode()}") from error
         except OSError:
             return {}  # not up yet
