@@ -57,6 +57,7 @@ class Shipped(unittest.TestCase):
         self.assertEqual(self.complete("kv"), ["kvstore"])
         self.assertIn("model", self.complete(""))
         self.assertEqual(self.complete("model", ""), ["check"])
+        self.assertEqual(self.complete("codec", ""), ["show", "convert"])
         self.assertEqual(self.complete("model", "check", "--gol"), ["--golden"])
         self.assertEqual(self.complete("prefill", "--profile", ""), ["oscar", "shaped", "bf16"])
         for command, rows in options().items():
