@@ -34,7 +34,10 @@ namespace oscarkv {
 // UCX sends up to this much as one zero-copy eager message; longer ones are much slower over TCP.
 constexpr uint64_t kMaxPiece = 64'000;
 constexpr size_t kMaxItems = 64;  // items of one message
-constexpr size_t kMaxParts = 16;  // of a Data or Write message
+// Parts of a Data or Write message. UCX sends at most 16 pieces of memory as one message: the
+// header, the items and 14 parts. With 15 parts, UCX 1.13 starts to cut the message, finds nothing
+// left for the second message, and aborts the process ("state.offset < req->send.length").
+constexpr size_t kMaxParts = 14;
 // What is left of an item is put into a message that has parts already if it fits, or if there is
 // room for this much of it.
 constexpr uint64_t kMinPart = 4096;

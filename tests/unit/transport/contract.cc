@@ -139,6 +139,25 @@ TEST_P(TransportContract, BatchesMixReadsAndWrites) {
   }
 }
 
+// Small operations travel together: whatever their number, no message may have a form that the lane
+// cannot carry.
+TEST_P(TransportContract, BatchesOfAnyNumberOfSmallOps) {
+  constexpr uint64_t kSize = 4000;
+  for (uint64_t count = 1; count <= 40; ++count) {
+    SCOPED_TRACE(count);
+    Fill(arena_->span().first(count * kSize), 7);
+    std::vector<TransferOp> reads, writes;
+    for (uint64_t i = 0; i < count; ++i) {
+      reads.push_back(Read(i * kSize, kSize, i * kSize));
+      writes.push_back(Write(i * kSize, kSize, (count + i) * kSize));
+    }
+    ASSERT_EQ(Run(*peer_, std::move(reads)), absl::OkStatus());
+    ASSERT_EQ(Run(*peer_, std::move(writes)), absl::OkStatus());
+    const uint8_t* arena = arena_->span().data();
+    ASSERT_EQ(std::memcmp(arena, arena + count * kSize, count * kSize), 0);
+  }
+}
+
 TEST_P(TransportContract, EmptyBatchesAndEmptyOpsSucceed) {
   EXPECT_EQ(Run(*peer_, {}), absl::OkStatus());
   EXPECT_EQ(Run(*peer_, {Read(0, 0, kArena), Write(kArena, 0, 0)}), absl::OkStatus());
