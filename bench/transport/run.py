@@ -1,4 +1,6 @@
-"""Drives transport_bench and its yardsticks; see run.sh. Every figure is the median of the repeats, GB/s = 1e9 bytes a second."""
+"""Drives transport_bench and its yardsticks; see run.sh. GB/s = 1e9 bytes a second, the median of the repeats. A ratio is
+the median of ratios of which both sides were measured within seconds of each other: machines of two virtual cores change
+their speed by half within minutes."""
 import argparse
 import os
 import socket
@@ -38,11 +40,10 @@ def move(bench, server, lane, kind, block, depth, batch, readers, seconds):
     return sum(float(r[0]) for r in results), statistics.median(float(r[1]) for r in results), ",".join(lanes)
 
 
-def raw_tcp(bench, seconds):
-    """GB/s with sleeping and with polling ends, the best message size of each."""
-    return [max(float(subprocess.run([bench, "raw", str(message), str(seconds), *mode], capture_output=True, text=True,
-                                     check=True).stdout) for message in (64 << 10, 256 << 10, 1 << 20))
-            for mode in ((), ("poll",))]
+def raw_tcp(bench, seconds, mode, messages=(64 << 10, 256 << 10, 1 << 20)):
+    """GB/s of one stream whose ends poll or sleep in the kernel, the best message size."""
+    return max(float(subprocess.run([bench, "raw", str(message), str(seconds), *(["poll"] if mode == "poll" else [])],
+                                    capture_output=True, text=True, check=True).stdout) for message in messages)
 
 
 def free_port():
@@ -72,15 +73,21 @@ def perftest(lane, test, size, window, seconds, options=()):
     return float(rows[-1][5]) * 1.048576e-3 if rows else 0.0
 
 
-def best_perftest(lane, size, seconds, repeat, options=()):
-    """The median of the best test, the best found by short runs of all."""
-    short = {(test, window): perftest(lane, test, size, window, seconds / 5, options)
+def paired(repeat, ours, yard):
+    """Medians of ours, of the yardstick, and of the ratios of neighbours."""
+    pairs = [(ours(), yard()) for _ in range(repeat)]
+    return [statistics.median(column) for column in
+            ([a for a, _ in pairs], [b for _, b in pairs], [a / b if b else 0 for a, b in pairs])]
+
+
+def against_perftest(lane, size, args, ours, options=()):
+    """ours, ucx_perftest, ratio, test: against the better of the two tests that short runs of all found best."""
+    short = {(test, window): perftest(lane, test, size, window, args.seconds / 5, options)
              for test in PERFTESTS for window in (1, 16)}
     finalists = sorted(short, key=short.get, reverse=True)[:2]
-    results = {(test, window): median_of(repeat, lambda t=test, w=window: perftest(lane, t, size, w, seconds, options))
-               for test, window in finalists}
-    test, window = max(results, key=results.get)
-    return results[test, window], f"{test} -O {window}"
+    results = [(*paired(args.repeat, ours, lambda t=test, w=window: perftest(lane, t, size, w, args.seconds, options)),
+                f"{test} -O {window}") for test, window in finalists]
+    return max(results, key=lambda r: r[1])
 
 
 def median_of(repeat, f):
@@ -103,44 +110,52 @@ def measure_targets(args, out, bench, server, lane):
     out(f"\n| bytes | read GB/s | write GB/s | ucx_perftest GB/s | test | read / perftest (target 0.90) |{extra}")
     out("|---" * (9 if like else 6) + "|")
     for size in TARGET_SIZES:
-        read = median_of(args.repeat, lambda: move(bench, server, lane, "read", size, 4, 1, 1, args.seconds)[0])
-        write = median_of(args.repeat, lambda: move(bench, server, lane, "write", size, 4, 1, 1, args.seconds)[0])
-        yard, test = best_perftest(lane, size, args.seconds, args.repeat)
-        row = f"| {size} | {read:.2f} | {write:.2f} | {yard:.2f} | {test} | {read / yard if yard else 0:.2f} |"
+        def read(size=size):
+            return move(bench, server, lane, "read", size, 4, 1, 1, args.seconds)[0]
+        write = median_of(args.repeat, lambda s=size: move(bench, server, lane, "write", s, 4, 1, 1, args.seconds)[0])
+        ours, yard, ratio, test = against_perftest(lane, size, args, read)
+        row = f"| {size} | {ours:.2f} | {write:.2f} | {yard:.2f} | {test} | {ratio:.2f} |"
         if like:
-            yard, test = best_perftest(lane, size, args.seconds, args.repeat, ("-e",))
-            row += f" {yard:.2f} | {test} | {read / yard if yard else 0:.2f} |"
+            _, yard, ratio, test = against_perftest(lane, size, args, read, ("-e",))
+            row += f" {yard:.2f} | {test} | {ratio:.2f} |"
         out(row)
 
 
-def measure_blocks(args, out, bench, server, lane, raw):
-    out("\nBlocks, in batches of about 1 MB, 4 batches outstanding; GB/s in sum over the reader processes:\n")
-    extra = " 1 reader / raw (target 0.57) | least sum (target " + f"{min(2.0, 0.57 * raw):.2f}) |" if raw else ""
+def measure_blocks(args, out, bench, server, lane):
+    tcp = lane == "tcp"
+    out("\nBlocks, in batches of about 1 MB, 4 batches outstanding; GB/s in sum over the reader processes"
+        + ("; raw: a single TCP\nstream of 1 MB messages over loopback whose ends sleep in the kernel, or poll, measured beside each row:\n" if tcp else ":\n"))
+    extra = " raw, sleeping | raw, polling | 1 reader / sleeping (target 0.57) | / polling | least sum (target 2.00, or 0.57 raw) |" if tcp else ""
     out(f"| block bytes | 1 reader | 2 readers | 4 readers | write, 1 writer | one block alone, p50 us |{extra}")
-    out("|---" * (8 if raw else 6) + "|")
+    out("|---" * (11 if tcp else 6) + "|")
     for block in BLOCKS:
         batch = max(1, (1 << 20) // block)
-        sums = [median_of(args.repeat, lambda n=n: move(bench, server, lane, "read", block, 4, batch, n, args.seconds)[0])
-                for n in (1, 2, 4)]
+
+        def read(readers=1, block=block, batch=batch):
+            return move(bench, server, lane, "read", block, 4, batch, readers, args.seconds)[0]
+        raws = {}
+        if tcp:
+            for mode in ("sleep", "poll"):
+                one, *raws[mode] = paired(args.repeat, read, lambda m=mode: raw_tcp(bench, args.seconds, m, (1 << 20,)))
+        else:
+            one = median_of(args.repeat, read)
+        sums = [one] + [median_of(args.repeat, lambda n=n: read(n)) for n in (2, 4)]
         write = median_of(args.repeat, lambda: move(bench, server, lane, "write", block, 4, batch, 1, args.seconds)[0])
         alone = median_of(args.repeat, lambda: move(bench, server, lane, "read", block, 1, 1, 1, args.seconds)[1])
         row = f"| {block} | " + " | ".join(f"{s:.2f}" for s in sums) + f" | {write:.2f} | {alone:.0f} |"
-        out(row + (f" {sums[0] / raw:.2f} | {min(sums):.2f} |" if raw else ""))
+        if tcp:
+            row += f" {raws['sleep'][0]:.2f} | {raws['poll'][0]:.2f} | {raws['sleep'][1]:.2f} | {raws['poll'][1]:.2f} | {min(sums):.2f} |"
+        out(row)
     out("")
 
 
 def measure(args, out):
     bench = os.path.join(args.build, "bench", "transport", "transport_bench")
-    raws = [raw_tcp(bench, args.seconds) for _ in range(args.repeat)]
-    sleeping, polling = (statistics.median(r[i] for r in raws) for i in (0, 1))
-    raw = max(sleeping, polling)
-    out(f"Raw TCP stream over loopback, one writer, one reader, best message size: **{raw:.2f} GB/s** (ends that sleep in the\n"
-        f"kernel {sleeping:.2f}, ends that poll {polling:.2f}).\n")
     for lane in args.lanes.split(","):
         server = Server(bench, lane)
         out(f"## {lane}\n")
         measure_targets(args, out, bench, server, lane)
-        measure_blocks(args, out, bench, server, lane, raw if lane == "tcp" else 0)
+        measure_blocks(args, out, bench, server, lane)
         server.close()
 
 
