@@ -6,8 +6,8 @@
 #include "absl/strings/str_cat.h"
 #include "attention_worker/attention_service.h"
 #include "common/status_macros.h"
-#include "worker/rpc_server.h"
 #include "worker/runtime.h"
+#include "worker/server.h"
 
 namespace oscarkv::attention_worker {
 namespace {
@@ -39,7 +39,7 @@ struct AttentionServer::Impl {
   std::unique_ptr<AttentionMetrics> metrics;
   std::unique_ptr<AttentionEngine> engine;
   std::unique_ptr<AttentionService> service;
-  std::unique_ptr<worker::RpcServer> server;
+  std::unique_ptr<rpc::Server> server;
 };
 
 absl::StatusOr<std::unique_ptr<AttentionServer>> AttentionServer::Start(
@@ -68,8 +68,7 @@ absl::StatusOr<std::unique_ptr<AttentionServer>> AttentionServer::Start(
                                                    runtime.fetch_pool.get(), runtime.putter.get(),
                                                    impl->metrics.get(), runtime.metrics.get());
   impl->service = std::make_unique<AttentionService>(impl->engine.get(), impl->runtime.get());
-  ASSIGN_OR_RETURN(impl->server,
-                   worker::RpcServer::Start(options.worker.listen, impl->service.get()));
+  ASSIGN_OR_RETURN(impl->server, worker::StartServer(options.worker, impl->service.get()));
   return std::unique_ptr<AttentionServer>(new AttentionServer(std::move(impl)));
 }
 

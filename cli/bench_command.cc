@@ -39,7 +39,7 @@ class BenchCommand final : public Command {
     return "Load a gateway with prompts and report throughput and latencies";
   }
   void AddOptions(OptionTable* table) override {
-    table->AddString("gateway", &gateway_, "HOST:PORT", "The gateway's gRPC endpoint");
+    AddGatewayOptions(table, &gateway_);
     table->AddString("text", &text_file_, "FILE", "The prompts are excerpts of this text");
     table->AddInt("clients", &clients_, 1, 1024, "Requests under way at once");
     table->AddInt("requests", &requests_, 1, 1 << 20, "Requests in all");
@@ -140,7 +140,8 @@ class BenchCommand final : public Command {
     std::printf("%s", FormatTable(rows).c_str());
   }
 
-  std::string gateway_ = "127.0.0.1:7400", text_file_ = "tests/data/styles.txt", text_;
+  GatewayAddress gateway_;
+  std::string text_file_ = "tests/data/styles.txt", text_;
   int clients_ = 4, requests_ = 32, prompt_bytes_ = 4000, prefixes_ = 16, max_tokens_ = 32;
   Mutex mu_;
   std::vector<Sample> samples_ GUARDED_BY(mu_);

@@ -29,7 +29,7 @@ class DemoCommand final : public Command {
     return "Hide numbers in a long text, ask for two of them, stream the answers, print a report";
   }
   void AddOptions(OptionTable* table) override {
-    table->AddString("gateway", &gateway_, "HOST:PORT", "The gateway's gRPC endpoint");
+    AddGatewayOptions(table, &gateway_);
     table->AddString("text", &text_file_, "FILE", "The book to hide the numbers in");
     table->AddInt("tokens", &tokens_, 256, 1 << 20, "Length of the prompt");
     table->AddInt("questions", &questions_, 1, 20, "How many of the hidden numbers to ask for");
@@ -127,7 +127,8 @@ class DemoCommand final : public Command {
     return absl::OkStatus();
   }
 
-  std::string gateway_ = "127.0.0.1:7400", text_file_ = "tests/data/wendigo.txt";
+  GatewayAddress gateway_;
+  std::string text_file_ = "tests/data/wendigo.txt";
   int tokens_ = 8000, questions_ = 2, needles_ = 5, max_tokens_ = 16;
   uint64_t seed_ = 1;
   bool require_shm_ = false;

@@ -8,7 +8,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/rpc/client_security.h"
 #include "common/rpc/status.h"
+#include "common/status_macros.h"
 #include "oscarkv/v1/gateway.grpc.pb.h"
 
 namespace oscarkv::cli {
@@ -16,9 +18,16 @@ namespace {
 constexpr Duration kShortCall = std::chrono::seconds(20);
 constexpr Duration kRetryPause = std::chrono::milliseconds(200);  // times the number of attempts
 constexpr Duration kReconnect = std::chrono::seconds(5);
+constexpr Duration kWhy = std::chrono::seconds(2);
 }  // namespace
 
+void AddGatewayOptions(OptionTable* table, GatewayAddress* gateway) {
+  table->AddString("gateway", &gateway->endpoint, "HOST:PORT", "The gateway's gRPC endpoint");
+  auth::AddClientSecurityOptions(table, &gateway->security);
+}
+
 struct GatewayClient::Impl {
+  std::shared_ptr<const rpc::ClientSecurity> security;
   std::shared_ptr<grpc::Channel> channel;
   std::unique_ptr<v1::Gateway::Stub> stub;
 };
@@ -26,7 +35,7 @@ struct GatewayClient::Impl {
 GatewayClient::GatewayClient(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 GatewayClient::~GatewayClient() = default;
 
-absl::StatusOr<std::unique_ptr<GatewayClient>> GatewayClient::Connect(const std::string& address,
+absl::StatusOr<std::unique_ptr<GatewayClient>> GatewayClient::Connect(const GatewayAddress& gateway,
                                                                       Duration wait) {
   auto impl = std::make_unique<Impl>();
   grpc::ChannelArguments args;
@@ -36,12 +45,19 @@ absl::StatusOr<std::unique_ptr<GatewayClient>> GatewayClient::Connect(const std:
   args.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 10'000);
   args.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
   args.SetMaxReceiveMessageSize(64 << 20);
-  impl->channel = grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), args);
-  if (!impl->channel->WaitForConnected(rpc::ToSystem(SteadyClock::Get()->Now() + wait))) {
-    return absl::UnavailableError(absl::StrCat("no gateway answers at ", address,
-                                               "; start one with `oscarkv serve --model DIR`"));
-  }
+  ASSIGN_OR_RETURN(impl->security, rpc::ClientSecurity::Create(gateway.security));
+  impl->channel = impl->security->Connect(gateway.endpoint, args);
   impl->stub = v1::Gateway::NewStub(impl->channel);
+  if (!impl->channel->WaitForConnected(rpc::ToSystem(SteadyClock::Get()->Now() + wait))) {
+    // A call that does not wait says what the last attempt failed with.
+    grpc::ClientContext context;
+    context.set_deadline(rpc::ToSystem(SteadyClock::Get()->Now() + kWhy));
+    v1::GetModelResponse response;
+    const grpc::Status why = impl->stub->GetModel(&context, {}, &response);
+    return absl::UnavailableError(absl::StrCat("no gateway answers at ", gateway.endpoint,
+                                               "; start one with `oscarkv serve --model DIR` (",
+                                               why.error_message(), ")"));
+  }
   return std::unique_ptr<GatewayClient>(new GatewayClient(std::move(impl)));
 }
 
@@ -49,6 +65,7 @@ absl::Status GatewayClient::Generate(
     const v1::GenerateRequest& request, Duration timeout,
     const std::function<void(const v1::GenerateResponse&)>& on_message) {
   grpc::ClientContext context;
+  impl_->security->Authorize(&context);
   context.set_deadline(rpc::ToSystem(SteadyClock::Get()->Now() + timeout));
   auto reader = impl_->stub->Generate(&context, request);
   v1::GenerateResponse message;
@@ -88,6 +105,7 @@ absl::Status GatewayClient::GenerateWithRetries(
 // One unary call with a short deadline.
 #define OSCARKV_UNARY(method, request)                                           \
   grpc::ClientContext context;                                                   \
+  impl_->security->Authorize(&context);                                          \
   context.set_deadline(rpc::ToSystem(SteadyClock::Get()->Now() + kShortCall));   \
   v1::method##Response response;                                                 \
   const grpc::Status status = impl_->stub->method(&context, request, &response); \

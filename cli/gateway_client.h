@@ -7,15 +7,25 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/auth/security_options.h"
 #include "common/clock.h"
+#include "common/options.h"
 #include "oscarkv/v1/gateway.pb.h"
 
 namespace oscarkv::cli {
 
+// Where the gateway is, and as whom to talk to it.
+struct GatewayAddress {
+  std::string endpoint = "127.0.0.1:7400";
+  auth::SecurityOptions security;
+};
+// Rows for all of it.
+void AddGatewayOptions(OptionTable* table, GatewayAddress* gateway);
+
 class GatewayClient {
  public:
-  // Fails with kUnavailable when nothing answers at `address` within `wait`.
-  static absl::StatusOr<std::unique_ptr<GatewayClient>> Connect(const std::string& address,
+  // Fails with kUnavailable when nothing answers within `wait`, and says why.
+  static absl::StatusOr<std::unique_ptr<GatewayClient>> Connect(const GatewayAddress& gateway,
                                                                 Duration wait);
   ~GatewayClient();
 

@@ -32,7 +32,7 @@ class GenerateCommand final : public Command {
   }
 
   void AddOptions(OptionTable* table) override {
-    table->AddString("gateway", &gateway_, "HOST:PORT", "The gateway's gRPC endpoint");
+    AddGatewayOptions(table, &gateway_);
     table->AddString("model", &model_, "DIR",
                      "Answer in this process with this model instead of asking a gateway");
     table->AddChoice("profile", &profile_, {"oscar", "shaped", "bf16"},
@@ -209,7 +209,8 @@ class GenerateCommand final : public Command {
     return j;
   }
 
-  std::string gateway_ = "127.0.0.1:7400", prompt_, prompt_file_, prompt_ids_, tenant_;
+  GatewayAddress gateway_;
+  std::string prompt_, prompt_file_, prompt_ids_, tenant_;
   std::string model_, profile_ = "oscar", history_ = "exact";
   int max_tokens_ = 256, top_k_ = 0, logprobs_ = 0;
   float temperature_ = 0, top_p_ = 1, min_p_ = 0, repetition_penalty_ = 1;

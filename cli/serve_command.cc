@@ -10,6 +10,7 @@
 #include "cli/command.h"
 #include "cli/role.h"
 #include "cli/start_roles.h"
+#include "common/auth/security_options.h"
 #include "common/log.h"
 #include "common/status_macros.h"
 
@@ -45,6 +46,7 @@ class ServeCommand final : public Command {
                      "auto, shm, tcp, rdma or a list as in UCX_TLS");
     table->AddString("log-dir", &log_dir_, "DIR",
                      "With --processes: each role's log goes to a file there");
+    auth::AddServerSecurityOptions(table, &security_);
     AddRoleOptions(table, &role_, /*drains=*/true);
   }
 
@@ -105,7 +107,13 @@ class ServeCommand final : public Command {
 
   // Starts the roles in order by `start(role, args) -> gRPC port`; returns the gateway's port.
   template <typename Start>
-  absl::StatusOr<int> StartAll(const Start& start) {
+  absl::StatusOr<int> StartAll(const Start& start_role) {
+    RETURN_IF_ERROR(auth::CheckSecurityOptions(security_));
+    const auto start = [&](const char* role, std::vector<std::string> args) {
+      const std::vector<std::string> security = auth::SecurityArgs(security_);
+      args.insert(args.end(), security.begin(), security.end());
+      return start_role(role, std::move(args));
+    };
     const auto start_some =
         [&](const char* role, int n,
             const std::vector<std::string>& args) -> absl::StatusOr<std::string> {
@@ -135,6 +143,7 @@ class ServeCommand final : public Command {
   bool processes_ = false;
   int kvstores_ = 1, prefills_ = 1, attentions_ = 1;
   uint64_t capacity_ = uint64_t{1} << 30;
+  auth::SecurityOptions security_;  // of all roles
   RoleOptions role_;
 };
 

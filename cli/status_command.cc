@@ -73,9 +73,7 @@ class StatusCommand final : public Command {
   std::string summary() const override {
     return "Show nodes, workers, KV bytes by kind, hit rate and compression";
   }
-  void AddOptions(OptionTable* table) override {
-    table->AddString("gateway", &gateway_, "HOST:PORT", "The gateway's gRPC endpoint");
-  }
+  void AddOptions(OptionTable* table) override { AddGatewayOptions(table, &gateway_); }
   absl::Status Run() override {
     ASSIGN_OR_RETURN(std::unique_ptr<GatewayClient> client,
                      GatewayClient::Connect(gateway_, std::chrono::seconds(5)));
@@ -93,7 +91,7 @@ class StatusCommand final : public Command {
   }
 
  private:
-  std::string gateway_ = "127.0.0.1:7400";
+  GatewayAddress gateway_;
 };
 
 }  // namespace

@@ -1,9 +1,5 @@
 #include "gateway/gateway_server.h"
 
-#include <grpcpp/ext/proto_server_reflection_plugin.h>
-#include <grpcpp/grpcpp.h>
-#include <grpcpp/health_check_service_interface.h>
-
 #include <random>
 #include <set>
 #include <utility>
@@ -12,6 +8,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/log.h"
+#include "common/rpc/client_security.h"
+#include "common/rpc/server.h"
 #include "common/status_macros.h"
 #include "common/task_pool.h"
 #include "gateway/gateway_service.h"
@@ -58,14 +56,17 @@ absl::Status CheckOptions(const GatewayOptions& options, bool have_store) {
     return absl::InvalidArgumentError(
         "--model is empty: expected the folder of the workers' model");
   }
+  RETURN_IF_ERROR(auth::CheckSecurityOptions(options.security));
   if (!have_store) RETURN_IF_ERROR(CheckEndpoints("nodes", options.nodes));
   RETURN_IF_ERROR(CheckEndpoints("prefill", options.prefill));
   return CheckEndpoints("attention", options.attention);
 }
 
-absl::StatusOr<std::unique_ptr<KvClient>> ConnectStore(const GatewayOptions& options,
-                                                       MetricRegistry* metrics) {
+absl::StatusOr<std::unique_ptr<KvClient>> ConnectStore(
+    const GatewayOptions& options, std::shared_ptr<const rpc::ClientSecurity> security,
+    MetricRegistry* metrics) {
   KvClientOptions client;
+  client.security = std::move(security);
   client.nodes = options.nodes;
   client.name = "gateway";
   client.metrics = metrics;
@@ -108,6 +109,7 @@ void AddOptions(OptionTable* table, GatewayOptions* o) {
                      "How long the start waits for the workers' first answers.");
   table->AddBytes("max-message-size", &o->max_message_bytes, 64u << 10, 1u << 30,
                   "Largest request that is accepted.");
+  auth::AddServerSecurityOptions(table, &o->security);
 }
 
 // Destroyed from the last member to the first: no beat, no handler, no task, no worker's callback
@@ -122,7 +124,7 @@ struct GatewayServer::Impl {
   std::unique_ptr<WorkerSet> workers;
   std::unique_ptr<TaskPool> executor;
   std::unique_ptr<GatewayService> service;
-  std::unique_ptr<grpc::Server> server;
+  std::unique_ptr<rpc::Server> server;
   std::unique_ptr<Heartbeat> heartbeat;
   int port = 0;
   bool serving = false;  // what health says; the heartbeat's own
@@ -138,15 +140,18 @@ absl::Status GatewayServer::Impl::Load(MetricRegistry* registry,
   ASSIGN_OR_RETURN(router, MakeRouter(options.router));
   ASSIGN_OR_RETURN(tokenizer, Tokenizer::Load(options.model));
   ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(options.model));
+  ASSIGN_OR_RETURN(const auto security, rpc::ClientSecurity::Create(options.security));
   store = std::move(given_store);
   if (store == nullptr) {
-    ASSIGN_OR_RETURN(store, ConnectStore(options, registry));
+    ASSIGN_OR_RETURN(store, ConnectStore(options, security, registry));
   }
 
   std::vector<std::unique_ptr<PrefillStub>> prefill;
   std::vector<std::unique_ptr<AttentionStub>> attention;
-  for (const auto& target : options.prefill) prefill.push_back(MakeGrpcPrefillStub(target));
-  for (const auto& target : options.attention) attention.push_back(MakeGrpcAttentionStub(target));
+  for (const auto& target : options.prefill)
+    prefill.push_back(MakeGrpcPrefillStub(target, security));
+  for (const auto& target : options.attention)
+    attention.push_back(MakeGrpcAttentionStub(target, security));
   WorkerSetOptions worker_options;
   worker_options.poll_interval = options.poll_interval;
   worker_options.poll_timeout = options.poll_timeout;
@@ -177,26 +182,15 @@ absl::Status GatewayServer::Impl::Load(MetricRegistry* registry,
 }
 
 absl::Status GatewayServer::Impl::Listen() {
-  grpc::EnableDefaultHealthCheckService(true);
-  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  grpc::ServerBuilder builder;
-  builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);
-  builder.SetMaxReceiveMessageSize(static_cast<int>(options.max_message_bytes));
-  // A second gateway on the same port is an error, not a partner.
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-  // Clients that vanished free what they hold; clients may ping as often as we do.
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5'000);
-  builder.RegisterService(service.get());
-  server = builder.BuildAndStart();
-  if (server == nullptr || port == 0) {
-    return absl::UnavailableError(absl::StrCat("cannot listen on ", options.listen,
-                                               ": the address is in use or not this machine's"));
-  }
-  server->GetHealthCheckService()->SetServingStatus(false);
+  rpc::ServerSettings settings;
+  settings.listen = options.listen;
+  settings.security = options.security;
+  settings.max_receive_bytes = static_cast<int>(options.max_message_bytes);
+  ASSIGN_OR_RETURN(server, rpc::Server::Start(settings, service.get()));
+  port = server->port();
+  server->health()->SetServingStatus(false);
   // Up, though it may not be routable: restarting a gateway does not bring back its workers.
-  server->GetHealthCheckService()->SetServingStatus("liveness", true);
+  server->health()->SetServingStatus("liveness", true);
   return absl::OkStatus();
 }
 
@@ -206,7 +200,7 @@ void GatewayServer::Impl::Beat() {
   const bool routable = workers->routable();
   if (routable == serving) return;
   serving = routable;
-  server->GetHealthCheckService()->SetServingStatus("", serving);
+  server->health()->SetServingStatus("", serving);
   if (serving) {
     LogInfo("serving: a usable worker of each role");
   } else {
@@ -239,12 +233,11 @@ int GatewayServer::port() const {
 }
 
 void GatewayServer::Shutdown(Duration drain) {
-  impl_->server->GetHealthCheckService()
-      ->Shutdown();  // NOT_SERVING from now on, whatever a beat says
+  if (impl_->server->stopped()) return;
+  impl_->server->health()->Shutdown();  // NOT_SERVING from now on, whatever a beat says
   impl_->pipeline->Shutdown(SteadyClock::Get()->Now() + drain);
   // The requests have ended; this is for their last messages and for the short calls.
-  impl_->server->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
-  impl_->server->Wait();
+  impl_->server->Shutdown();
 }
 
 }  // namespace oscarkv::gateway

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/auth/security_options.h"
 #include "common/clock.h"
 #include "common/metrics.h"
 #include "common/options.h"
@@ -33,6 +34,7 @@ struct GatewayOptions {
   int max_resumes = 3;
   Duration worker_wait = std::chrono::seconds(5);
   uint64_t max_message_bytes = 16u << 20;
+  auth::SecurityOptions security;
 };
 // Rows for all of them.
 void AddOptions(OptionTable* table, GatewayOptions* options);

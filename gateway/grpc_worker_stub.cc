@@ -13,7 +13,8 @@
 namespace oscarkv::gateway {
 namespace {
 
-std::shared_ptr<grpc::Channel> MakeChannel(const std::string& target) {
+std::shared_ptr<grpc::Channel> MakeChannel(const std::string& target,
+                                           const rpc::ClientSecurity& security) {
   grpc::ChannelArguments args;
   // Attempts to reach a worker that restarts come at least once a second, as the polls do.
   args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 200);
@@ -27,7 +28,7 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& target) {
   args.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   // One connection per stub: two roles that share an address in a test must not share a failure.
   args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  return grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), args);
+  return security.Connect(target, args);
 }
 
 using rpc::CallTracker;
@@ -73,8 +74,10 @@ void StartGetInfo(CallTracker* tracker, Async* async, Time deadline, WorkerStub:
 
 class GrpcPrefillStub final : public PrefillStub {
  public:
-  explicit GrpcPrefillStub(const std::string& target)
-      : endpoint_(target), stub_(v1::PrefillWorker::NewStub(MakeChannel(target))) {}
+  GrpcPrefillStub(const std::string& target, std::shared_ptr<const rpc::ClientSecurity> security)
+      : endpoint_(target),
+        stub_(v1::PrefillWorker::NewStub(MakeChannel(target, *security))),
+        tracker_(std::move(security)) {}
 
   const std::string& endpoint() const override { return endpoint_; }
   void GetInfo(Time deadline, InfoDone done) override {
@@ -139,8 +142,10 @@ class DecodeStream final : public WorkerCall,
 
 class GrpcAttentionStub final : public AttentionStub {
  public:
-  explicit GrpcAttentionStub(const std::string& target)
-      : endpoint_(target), stub_(v1::AttentionWorker::NewStub(MakeChannel(target))) {}
+  GrpcAttentionStub(const std::string& target, std::shared_ptr<const rpc::ClientSecurity> security)
+      : endpoint_(target),
+        stub_(v1::AttentionWorker::NewStub(MakeChannel(target, *security))),
+        tracker_(std::move(security)) {}
 
   const std::string& endpoint() const override { return endpoint_; }
   void GetInfo(Time deadline, InfoDone done) override {
@@ -162,12 +167,14 @@ class GrpcAttentionStub final : public AttentionStub {
 
 }  // namespace
 
-std::unique_ptr<PrefillStub> MakeGrpcPrefillStub(const std::string& target) {
-  return std::make_unique<GrpcPrefillStub>(target);
+std::unique_ptr<PrefillStub> MakeGrpcPrefillStub(
+    const std::string& target, std::shared_ptr<const rpc::ClientSecurity> security) {
+  return std::make_unique<GrpcPrefillStub>(target, std::move(security));
 }
 
-std::unique_ptr<AttentionStub> MakeGrpcAttentionStub(const std::string& target) {
-  return std::make_unique<GrpcAttentionStub>(target);
+std::unique_ptr<AttentionStub> MakeGrpcAttentionStub(
+    const std::string& target, std::shared_ptr<const rpc::ClientSecurity> security) {
+  return std::make_unique<GrpcAttentionStub>(target, std::move(security));
 }
 
 }  // namespace oscarkv::gateway

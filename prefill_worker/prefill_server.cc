@@ -5,8 +5,8 @@
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "prefill_worker/prefill_service.h"
-#include "worker/rpc_server.h"
 #include "worker/runtime.h"
+#include "worker/server.h"
 
 namespace oscarkv::prefill_worker {
 
@@ -29,7 +29,7 @@ struct PrefillServer::Impl {
   std::unique_ptr<PrefillMetrics> metrics;
   std::unique_ptr<PrefillEngine> engine;
   std::unique_ptr<PrefillService> service;
-  std::unique_ptr<worker::RpcServer> server;
+  std::unique_ptr<rpc::Server> server;
 };
 
 absl::StatusOr<std::unique_ptr<PrefillServer>> PrefillServer::Start(
@@ -57,8 +57,7 @@ absl::StatusOr<std::unique_ptr<PrefillServer>> PrefillServer::Start(
                                                  runtime.fetch_pool.get(), runtime.putter.get(),
                                                  impl->metrics.get(), runtime.metrics.get());
   impl->service = std::make_unique<PrefillService>(impl->engine.get(), impl->runtime.get());
-  ASSIGN_OR_RETURN(impl->server,
-                   worker::RpcServer::Start(options.worker.listen, impl->service.get()));
+  ASSIGN_OR_RETURN(impl->server, worker::StartServer(options.worker, impl->service.get()));
   return std::unique_ptr<PrefillServer>(new PrefillServer(std::move(impl)));
 }
 

@@ -1,6 +1,7 @@
 #include "worker/options.h"
 
 #include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
 
 namespace oscarkv::worker {
 
@@ -52,6 +53,7 @@ void AddWorkerOptions(OptionTable* table, WorkerOptions* o) {
       "Deadline of one call to the store; what fails is computed again, or not cached");
   table->AddInt("io-threads", &o->io_threads, 1, 64,
                 "Threads that wait for the store, for fetches and for puts each");
+  auth::AddServerSecurityOptions(table, &o->security);
 }
 
 absl::Status CheckWorkerOptions(const WorkerOptions& o) {
@@ -60,6 +62,7 @@ absl::Status CheckWorkerOptions(const WorkerOptions& o) {
   if (o.nodes.empty())
     return absl::InvalidArgumentError(
         "--nodes is empty: expected HOST:PORT, or several with commas");
+  RETURN_IF_ERROR(auth::CheckSecurityOptions(o.security));
   if (o.key_rotation.empty() != o.value_rotation.empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat("--", o.key_rotation.empty() ? "key" : "value",

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "common/auth/security_options.h"
 #include "common/clock.h"
 #include "common/options.h"
 
@@ -31,6 +32,7 @@ struct WorkerOptions {
   Duration handover_ttl = std::chrono::seconds(120);
   Duration store_timeout = std::chrono::seconds(5);
   int io_threads = 4;
+  auth::SecurityOptions security;
 };
 // Rows for all of them.
 void AddWorkerOptions(OptionTable* table, WorkerOptions* options);

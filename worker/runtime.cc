@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/log.h"
 #include "common/options.h"
+#include "common/rpc/client_security.h"
 #include "common/status_macros.h"
 
 namespace oscarkv::worker {
@@ -102,6 +103,7 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> BuildRuntime(
     ASSIGN_OR_RETURN(runtime->transport, CreateUcxTransport(ucx, registry));
   }
   KvClientOptions client;
+  ASSIGN_OR_RETURN(client.security, rpc::ClientSecurity::Create(options.security));
   client.nodes = options.nodes;
   client.name = role;
   client.transport = runtime->transport.get();

@@ -15,6 +15,7 @@ CallTracker::~CallTracker() {
 TrackedCall::TrackedCall(CallTracker* tracker, Time deadline)
     : tracker_(tracker), context_(std::make_unique<grpc::ClientContext>()) {
   context_->set_deadline(ToSystem(deadline));
+  tracker->security_->Authorize(context_.get());
   MutexLock lock(tracker->mu_);
   tracker->calls_.insert(this);
 }

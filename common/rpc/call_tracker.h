@@ -13,6 +13,7 @@
 
 #include "common/clock.h"
 #include "common/mutex.h"
+#include "common/rpc/client_security.h"
 #include "common/rpc/status.h"
 
 namespace oscarkv::rpc {
@@ -23,13 +24,16 @@ class TrackedCall;
 // and waits for the last callbacks: never destroy it from a callback.
 class CallTracker {
  public:
-  CallTracker() = default;
+  // Calls carry the token of `security`.
+  explicit CallTracker(std::shared_ptr<const ClientSecurity> security = ClientSecurity::None())
+      : security_(std::move(security)) {}
   ~CallTracker();
   CallTracker(const CallTracker&) = delete;
   CallTracker& operator=(const CallTracker&) = delete;
 
  private:
   friend class TrackedCall;
+  const std::shared_ptr<const ClientSecurity> security_;
   Mutex mu_;
   CondVar none_;
   std::unordered_set<TrackedCall*> calls_ GUARDED_BY(mu_);

@@ -20,6 +20,9 @@ namespace oscarkv {
 
 class MetricRegistry;
 class Transport;
+namespace rpc {
+class ClientSecurity;
+}
 
 struct KvClientOptions {
   std::vector<std::string>
@@ -32,6 +35,8 @@ struct KvClientOptions {
   MetricRegistry* metrics = nullptr;  // may be null
   Duration connect_timeout = std::chrono::seconds(5);
   Duration pin_ttl = std::chrono::seconds(30);  // renewed while a get runs
+  // TLS and token, from common/rpc/client_security.h; null: plain text, no token.
+  std::shared_ptr<const rpc::ClientSecurity> security;
 };
 
 struct GetRequest {

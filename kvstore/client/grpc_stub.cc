@@ -143,7 +143,8 @@ class WriteStream final : public grpc::ClientWriteReactor<v1::WriteBlocksRequest
 
 class GrpcStub final : public KvStub {
  public:
-  explicit GrpcStub(const std::string& node) {
+  GrpcStub(const std::string& node, std::shared_ptr<const rpc::ClientSecurity> security)
+      : tracker_(security) {
     grpc::ChannelArguments args;
     args.SetMaxReceiveMessageSize(kMaxMessageBytes);
     args.SetMaxSendMessageSize(kMaxMessageBytes);
@@ -156,8 +157,7 @@ class GrpcStub final : public KvStub {
     args.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 10'000);
     args.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 2'000);
     args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-    stub_ = v1::KvStoreService::NewStub(
-        grpc::CreateCustomChannel(node, grpc::InsecureChannelCredentials(), args));
+    stub_ = v1::KvStoreService::NewStub(security->Connect(node, args));
   }
 
   void Call(const kv::KvRequest& request, Time deadline, Done done) override {
@@ -236,8 +236,9 @@ class GrpcStub final : public KvStub {
 
 }  // namespace
 
-std::unique_ptr<KvStub> MakeGrpcStub(const std::string& node) {
-  return std::make_unique<GrpcStub>(node);
+std::unique_ptr<KvStub> MakeGrpcStub(const std::string& node,
+                                     std::shared_ptr<const rpc::ClientSecurity> security) {
+  return std::make_unique<GrpcStub>(node, std::move(security));
 }
 
 }  // namespace oscarkv

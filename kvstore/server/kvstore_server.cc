@@ -1,8 +1,5 @@
 #include "kvstore/server/kvstore_server.h"
 
-#include <grpcpp/ext/proto_server_reflection_plugin.h>
-#include <grpcpp/grpcpp.h>
-#include <grpcpp/health_check_service_interface.h>
 #include <sys/mman.h>
 
 #include <atomic>
@@ -14,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/log.h"
 #include "common/mutex.h"
+#include "common/rpc/server.h"
 #include "common/status_macros.h"
 #include "kvstore/core/kv_node.h"
 #include "kvstore/server/kvstore_service.h"
@@ -124,7 +122,7 @@ struct KvStoreServer::Impl {
   std::unique_ptr<KvNode> node;
   std::unique_ptr<KvStoreService> service;
   std::unique_ptr<Ticker> ticker;
-  std::unique_ptr<grpc::Server> server;
+  std::unique_ptr<rpc::Server> server;
   int port = 0;
 };
 
@@ -176,27 +174,15 @@ absl::StatusOr<std::unique_ptr<KvStoreServer>> KvStoreServer::Start(
   impl->service = std::make_unique<KvStoreService>(impl->node.get(), impl->metrics.get());
   impl->ticker = std::make_unique<Ticker>(impl->node.get());
 
-  grpc::EnableDefaultHealthCheckService(true);
-  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  grpc::ServerBuilder builder;
-  builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &impl->port);
-  builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
-  builder.SetMaxSendMessageSize(kMaxMessageBytes);
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT,
-                             0);  // a second node on the same port is an error
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
-                             5'000);  // clients ping every 10 s
-  builder.RegisterService(impl->service.get());
-  impl->server = builder.BuildAndStart();
-  if (impl->server == nullptr || impl->port == 0) {
-    return absl::UnavailableError(absl::StrCat("cannot listen on ", options.listen,
-                                               ": the address is in use or not this machine's"));
-  }
+  rpc::ServerSettings settings;
+  settings.listen = options.listen;
+  settings.security = options.security;
+  settings.max_receive_bytes = settings.max_send_bytes = kMaxMessageBytes;
+  ASSIGN_OR_RETURN(impl->server, rpc::Server::Start(settings, impl->service.get()));
+  impl->port = impl->server->port();
   LogInfo("kvstore node is up",
           {{"node", node_options.name},
-           {"port", absl::StrCat(impl->port)},
+           {"port", absl::StrCat(impl->server->port())},
            {"capacity", FormatBytes(arena.size())},
            {"transport", transport == nullptr ? "none" : node_options.transport_name}});
   return std::unique_ptr<KvStoreServer>(new KvStoreServer(std::move(impl)));
@@ -204,9 +190,7 @@ absl::StatusOr<std::unique_ptr<KvStoreServer>> KvStoreServer::Start(
 
 void KvStoreServer::Shutdown() {
   if (impl_->server == nullptr) return;
-  impl_->server->GetHealthCheckService()->SetServingStatus(false);
-  impl_->server->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
-  impl_->server->Wait();
+  impl_->server->Drain();
   impl_->server.reset();
   impl_->ticker.reset();
   impl_->service.reset();

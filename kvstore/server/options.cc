@@ -1,6 +1,7 @@
 #include "kvstore/server/options.h"
 
 #include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
 
 namespace oscarkv {
 
@@ -42,12 +43,14 @@ void AddOptions(OptionTable* table, KvStoreServerOptions* o) {
                    "Lanes of the ucx data path: auto, shm, tcp, rdma, or a list as in UCX_TLS");
   table->AddString("ucx-devices", &o->ucx_devices, "LIST",
                    "Devices of the ucx data path, as in UCX_NET_DEVICES; empty: all");
+  auth::AddServerSecurityOptions(table, &o->security);
 }
 
 absl::Status CheckOptions(const KvStoreServerOptions& o) {
   if (o.listen.rfind(':') == std::string::npos) {
     return absl::InvalidArgumentError(absl::StrCat("--listen=", o.listen, ": expected HOST:PORT"));
   }
+  RETURN_IF_ERROR(auth::CheckSecurityOptions(o.security));
   if (o.low_watermark >= o.high_watermark) {
     return absl::InvalidArgumentError(
         absl::StrCat("--low-watermark=", o.low_watermark,

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "common/auth/security_options.h"
 #include "common/clock.h"
 #include "common/options.h"
 
@@ -27,6 +28,7 @@ struct KvStoreServerOptions {
   std::string data_path = "ucx";   // "ucx" or "grpc": without a transport, only the streams
   std::string ucx_lanes = "auto";  // as UcxOptions
   std::string ucx_devices;
+  auth::SecurityOptions security;
 };
 
 void AddOptions(OptionTable* table, KvStoreServerOptions* options);

@@ -7,7 +7,7 @@
 #include "prefill_worker/prefill_service.h"
 #include "tests/unit/worker/fake_runtime.h"
 #include "tests/unit/worker/harness.h"
-#include "worker/rpc_server.h"
+#include "worker/server.h"
 
 namespace oscarkv {
 namespace {
@@ -25,8 +25,8 @@ class ServicesTest : public testing::Test {
         attention_engine_({}, attention_runtime_->runner.get(), attention_runtime_->io.get(),
                           attention_runtime_->fetch_pool.get(), attention_runtime_->putter.get(),
                           &attention_metrics_, attention_runtime_->metrics.get()) {
-    prefill_server_ = *worker::RpcServer::Start("127.0.0.1:0", &prefill_service_);
-    attention_server_ = *worker::RpcServer::Start("127.0.0.1:0", &attention_service_);
+    prefill_server_ = *worker::StartServer({}, &prefill_service_);
+    attention_server_ = *worker::StartServer({}, &attention_service_);
     prefill_ = v1::PrefillWorker::NewStub(Channel(prefill_server_->port()));
     attention_ = v1::AttentionWorker::NewStub(Channel(attention_server_->port()));
   }
@@ -73,7 +73,7 @@ class ServicesTest : public testing::Test {
   prefill_worker::PrefillService prefill_service_{&prefill_engine_, prefill_runtime_.get()};
   attention_worker::AttentionService attention_service_{&attention_engine_,
                                                         attention_runtime_.get()};
-  std::unique_ptr<worker::RpcServer> prefill_server_, attention_server_;
+  std::unique_ptr<rpc::Server> prefill_server_, attention_server_;
   std::unique_ptr<v1::PrefillWorker::Stub> prefill_;
   std::unique_ptr<v1::AttentionWorker::Stub> attention_;
 };
@@ -205,9 +205,11 @@ TEST_F(ServicesTest, Info) {
 
 TEST(RpcServer, AddressInUse) {
   v1::PrefillWorker::CallbackService a, b;
-  auto first = worker::RpcServer::Start("127.0.0.1:0", &a);
+  auto first = worker::StartServer({}, &a);
   ASSERT_TRUE(first.ok());
-  auto second = worker::RpcServer::Start("127.0.0.1:" + std::to_string((*first)->port()), &b);
+  worker::WorkerOptions same;
+  same.listen = "127.0.0.1:" + std::to_string((*first)->port());
+  auto second = worker::StartServer(same, &b);
   EXPECT_EQ(second.status().code(), absl::StatusCode::kUnavailable);
 }
 

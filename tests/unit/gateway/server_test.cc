@@ -381,7 +381,9 @@ TEST(AddOptions, EveryFieldHasARow) {
       {"max-resumes", "13"},
       {"worker-silence", "14s"},
   };
-  EXPECT_EQ(table.rows().size(), std::size(values));
+  OptionTable security;
+  auth::AddServerSecurityOptions(&security, &options.security);
+  EXPECT_EQ(table.rows().size(), std::size(values) + security.rows().size());
   for (const auto& [name, value] : values) {
     EXPECT_TRUE(table.Set(name, value).ok()) << name << table.Set(name, value);
   }
