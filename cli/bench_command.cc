@@ -19,6 +19,8 @@
 namespace oscarkv::cli {
 namespace {
 
+constexpr std::chrono::milliseconds kPauseAfterRefusal(200);
+
 struct Sample {
   absl::Status status;
   uint64_t total_us = 0;
@@ -43,6 +45,8 @@ class BenchCommand final : public Command {
     table->AddString("text", &text_file_, "FILE", "The prompts are excerpts of this text");
     table->AddInt("clients", &clients_, 1, 1024, "Requests under way at once");
     table->AddInt("requests", &requests_, 1, 1 << 20, "Requests in all");
+    table->AddInt("seconds", &seconds_, 0, 86400,
+                  "Go on for so long instead of for a number of requests; 0: --requests counts");
     table->AddInt("prompt-bytes", &prompt_bytes_, 1, 1 << 24, "Length of each prompt");
     table->AddInt("prefixes", &prefixes_, 1, 1 << 20,
                   "Distinct prompts: fewer than requests means cache hits");
@@ -72,12 +76,21 @@ class BenchCommand final : public Command {
  private:
   void Client(std::atomic<int>* next) {
     const auto client = GatewayClient::Connect(gateway_, std::chrono::seconds(5));
-    for (int i; (i = next->fetch_add(1)) < requests_;) {
+    const Time end = SteadyClock::Get()->Now() + std::chrono::seconds(seconds_);
+    const auto go_on = [&](int i) {
+      return seconds_ > 0 ? SteadyClock::Get()->Now() < end : i < requests_;
+    };
+    for (int i; go_on(i = next->fetch_add(1));) {
       Sample sample;
       sample.status = client.status();
       if (client.ok()) sample = Send(**client, i % prefixes_);
-      MutexLock lock(mu_);
-      samples_.push_back(std::move(sample));
+      const bool refused = !sample.status.ok();
+      {
+        MutexLock lock(mu_);
+        samples_.push_back(std::move(sample));
+      }
+      // Who is told no comes back a little later, as a client should.
+      if (refused) std::this_thread::sleep_for(kPauseAfterRefusal);
     }
   }
 
@@ -142,7 +155,8 @@ class BenchCommand final : public Command {
 
   GatewayAddress gateway_;
   std::string text_file_ = "tests/data/styles.txt", text_;
-  int clients_ = 4, requests_ = 32, prompt_bytes_ = 4000, prefixes_ = 16, max_tokens_ = 32;
+  int clients_ = 4, requests_ = 32, seconds_ = 0, prompt_bytes_ = 4000, prefixes_ = 16,
+      max_tokens_ = 32;
   Mutex mu_;
   std::vector<Sample> samples_ GUARDED_BY(mu_);
 };

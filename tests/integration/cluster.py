@@ -22,13 +22,16 @@ START_TIMEOUT_S = 60
 class Role:
     """One process of the cluster."""
 
-    def __init__(self, folder, role, args, listen="127.0.0.1:0"):
+    def __init__(self, folder, role, args, listen="127.0.0.1:0", prefix=(), env=()):
+        """`prefix`: a command that runs the process elsewhere (ip netns exec NAME); `env`: more of its environment."""
         self.role = role
         self.args = list(args)
+        self.prefix, self.env = list(prefix), dict(env)
+        self.host = listen.rsplit(":", 1)[0]
         self.log_path = Path(folder) / f"{role}.log"
         ready = Path(folder) / f"{role}.ready"
-        command = [BINARY, re.sub(r"-\d+$", "", role), "--listen", listen, "--ready-file", str(ready)] + args
-        env = dict(os.environ, OMP_WAIT_POLICY="passive")
+        command = [*self.prefix, BINARY, re.sub(r"-\d+$", "", role), "--listen", listen, "--ready-file", str(ready)] + args
+        env = dict(os.environ, OMP_WAIT_POLICY="passive", **self.env)
         ready.unlink(missing_ok=True)
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env)
@@ -39,15 +42,15 @@ class Role:
                 raise RuntimeError(f"{role} did not start: {' '.join(command)}\n{self.log()}")
             time.sleep(0.02)
         values = dict(line.split("=", 1) for line in ready.read_text().split())
-        self.address = f"127.0.0.1:{values['grpc']}"
+        self.listen = self.address = f"{self.host}:{values['grpc']}"
         self.metrics_port = int(values["metrics"])
 
     def log(self):
         return self.log_path.read_text(errors="replace")
 
-    def metrics(self):
+    def metrics(self, timeout=10):
         """{'name{labels}': value} of a scrape."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as response:
+        with urllib.request.urlopen(f"http://{self.host}:{self.metrics_port}/metrics", timeout=timeout) as response:
             lines = response.read().decode().splitlines()
         return {name: float(value) for name, value in
                 (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))}
@@ -109,7 +112,8 @@ class Cluster:
         """The same role again at the same address, after its process ended."""
         ended = self.roles[role]
         ended.process.wait(30)
-        self.roles[role] = Role(self._folder.name, role, ended.args, ended.address)
+        self.roles[role] = Role(self._folder.name, role, ended.args, ended.listen, ended.prefix, ended.env)
+        self.roles[role].address = ended.address
         return self.roles[role]
 
     def __getitem__(self, role):

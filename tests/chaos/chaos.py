@@ -1,0 +1,298 @@
+#!/usr/bin/env python3
+"""Injects faults into a cluster under load and checks that every answer stays what it was without faults.
+
+    tests/chaos/chaos.py                      one of each fault, a few minutes
+    tests/chaos/chaos.py --seconds 600        faults in seeded random order for ten minutes
+
+Each process runs in a network namespace of its own and UCX is held to TCP, so that a cut link cuts everything. The result is a
+table of faults and outcomes; exit status 0 when every check held, 77 where no namespaces can be made."""
+import argparse
+import datetime
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
+import cluster as processes  # noqa: E402
+from faults import BitFlips, ClockJump, Delay, Kill, Partition, Reset, Slow, Stall, Stop, rss  # noqa: E402
+from hosts import SUBNET, Network, Proxy, why_not  # noqa: E402
+from load import Load, conversations  # noqa: E402
+
+TTL_S = 10  # of hand-over blocks and sessions
+RECOVERED = 4  # answers in a row
+FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
+
+
+class ChaosCluster(processes.Cluster):
+    """Cluster whose roles live on hosts of their own; KV nodes are reached through proxies."""
+
+    def __init__(self, network, **options):
+        self.network, self.proxies, self._pulsing = network, {}, None
+        super().__init__(lanes="tcp", **options)
+
+    def start(self, role, args):
+        host = self.network.host(role)
+        args = [*args, "--metrics-listen", f"{host.address}:0"]
+        if role != "gateway":
+            args += ["--ucx-devices", "eth0"]
+        env = {}
+        if self.has_clock(role):
+            clock = Path(self._folder.name) / f"{role}.clock"
+            clock.write_text("+0")
+            # Deadlines count the monotonic clock, which no administrator can set.
+            env = {"LD_PRELOAD": FAKETIME, "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_CACHE_DURATION": "1",
+                   "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+        self.roles[role] = started = processes.Role(self._folder.name, role, args, f"{host.address}:0", host.prefix, env)
+        if role.startswith("kvstore"):
+            self.proxies[role] = Proxy(started.listen)
+            started.address = self.proxies[role].address  # what the others are told
+        return started
+
+    @staticmethod
+    def has_clock(role):
+        """Whether this role's wall clock can be set: the first of each kind, where libfaketime is installed."""
+        return os.path.exists(FAKETIME) and role in ("kvstore-0", "attention-0", "prefill-0", "gateway")
+
+    def set_clock(self, role, ahead_s):
+        (Path(self._folder.name) / f"{role}.clock").write_text(f"+{ahead_s}")
+
+    def log_ahead_s(self, role):
+        """Seconds by which the newest line of a role's log is ahead of now."""
+        for line in reversed(self[role].log().splitlines()):
+            try:
+                return (datetime.datetime.fromisoformat(line.split()[0]) - datetime.datetime.now(datetime.timezone.utc)).total_seconds()
+            except (ValueError, IndexError):
+                continue
+        return 0
+
+    def total(self, kinds, name, **labels):
+        """Sum over the living processes of these kinds."""
+        return sum(values.get("sum", 0) for values in self._read(kinds, name, labels))
+
+    def zeros(self, kinds, name, **labels):
+        """How many series of a gauge are 0."""
+        return sum(values.get("zeros", 0) for values in self._read(kinds, name, labels))
+
+    def _read(self, kinds, name, labels):
+        for role_name, role in list(self.roles.items()):
+            if role_name.rsplit("-", 1)[0] not in kinds:
+                continue
+            try:
+                series = [value for key, value in role.metrics(timeout=0.5).items() if key.partition("{")[0] == name
+                          and all(f'{k}="{v}"' in key for k, v in labels.items())]
+            except OSError:
+                continue  # dead, stopped or cut off
+            yield {"sum": sum(series), "zeros": series.count(0.0)}
+
+    def pulse(self, role, stopped_s=0.0, running_s=0.0):
+        """Stops and continues a process in turns; None ends it."""
+        if self._pulsing is not None:
+            self._pulsing.set()
+            self._pulsing = None
+        if role is None:
+            return
+        done = self._pulsing = threading.Event()
+
+        def run():
+            while not done.is_set():
+                role.send(processes.signal.SIGSTOP)
+                done.wait(stopped_s)
+                role.send(processes.signal.SIGCONT)
+                done.wait(running_s)
+        threading.Thread(target=run, daemon=True).start()
+
+
+class Report:
+    def __init__(self):
+        self.rows, self.problems = [], []
+
+    def problem(self, text):
+        self.problems.append(text)
+        print("PROBLEM:", text, flush=True)
+
+
+def rate(outcomes, seconds):
+    return sum(o.kind in ("ok", "tie") for o in outcomes) / seconds
+
+
+def run_fault(fault, load, report):
+    before_s = 5.0
+    time.sleep(before_s)
+    injected = time.monotonic()
+    count = fault.noticed()
+    fault.inject()
+    seen = False
+    while time.monotonic() < injected + fault.hold_s:
+        time.sleep(0.3)
+        seen = seen or fault.noticed() > count
+    fault.heal()
+    healed = time.monotonic()
+    # Recovered: RECOVERED answers in a row, all asked after the healing.
+    recovered = None
+    while recovered is None and time.monotonic() < healed + 60:
+        time.sleep(0.2)
+        seen = seen or fault.noticed() > count
+        run = 0
+        for o in load.between(healed, float("inf")):
+            run = run + 1 if o.kind in ("ok", "tie") else 0 if o.kind in ("failed", "refused", "hang", "wrong") else run
+            if run == RECOVERED:
+                recovered = o.end - healed
+                break
+    deadline = time.monotonic() + 10
+    while not seen and time.monotonic() < deadline:
+        time.sleep(0.3)
+        seen = fault.noticed() > count
+    end = time.monotonic()
+    kinds = Counter(o.kind for o in load.between(injected, end))
+    report.rows.append((fault.name, rate(load.between(injected - before_s, injected), before_s),
+                        rate(load.between(injected, healed), healed - injected),
+                        rate(load.between(healed, end), max(end - healed, 0.1)), kinds, recovered, seen))
+    print(format_row(report.rows[-1]), flush=True)
+    if recovered is None:
+        report.problem(f"{fault.name}: not {RECOVERED} answers in a row within 60 s of its end")
+    if not seen:
+        report.problem(f"{fault.name}: no counter shows it")
+
+
+def format_row(row):
+    name, before, during, after, kinds, recovered, seen = row
+    outcome = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
+    back = "-" if recovered is None else f"{recovered:.1f}"
+    return f"| {name} | {before:.1f} | {during:.1f} | {after:.1f} | {outcome} | {back} | {'yes' if seen else 'NO'} |"
+
+
+def schedule(args, cluster, rng):
+    """One of each kind of fault and victim, or seeded random ones until the time is up."""
+    def victim(kind):
+        if kind in cluster.roles:
+            return kind
+        names = [n for n in cluster.roles if n.rsplit("-", 1)[0] == kind]
+        if kind == "kvstore":  # one that somebody would miss
+            names = [n for n in names if cluster[n].metric("oscarkv_kvstore_blocks", kind="page") > 0] or names
+        return rng.choice(names)
+    plan = [(Kill, "attention"), (Kill, "kvstore"), (Stop, "attention"), (Partition, "kvstore"), (Kill, "prefill"),
+            (Reset, "kvstore"), (BitFlips, "kvstore"), (Kill, "gateway"), (Stall, "kvstore"), (Stop, "kvstore"), (Delay, "kvstore"),
+            (Partition, "attention"), (Stop, "prefill"), (Slow, "kvstore"), (Partition, "prefill")]
+    clocks = [n for n in ("gateway", "attention-0", "prefill-0") if cluster.has_clock(n)]
+    plan += [(ClockJump, n) for n in clocks]
+    if args.only:
+        plan = [(f, k) for f, k in plan if f"{f.__name__}:{k}" in args.only.split(",")]
+    if args.seconds is None:
+        for fault, kind in plan[:args.faults]:
+            yield fault(cluster, victim(kind))
+        return
+    end = time.monotonic() + args.seconds
+    while time.monotonic() < end:
+        fault, kind = rng.choice(plan)
+        yield fault(cluster, victim(kind))
+
+
+def check_baseline(cluster, grown, report):
+    """What the load held is given back within the TTLs; what processes took has not grown without bound."""
+    def quiet():
+        kv, workers = ("kvstore",), ("attention", "prefill", "gateway")
+        return {"pins": cluster.total(kv, "oscarkv_kvstore_pins"), "reserved": cluster.total(kv, "oscarkv_kvstore_reserved_bytes"),
+                "quarantined": cluster.total(kv, "oscarkv_kvstore_quarantined_bytes"),
+                "hand-over blocks": cluster.total(kv, "oscarkv_kvstore_blocks", kind="handover"),
+                "running": cluster.total(workers, "oscarkv_attention_running_sequences")
+                + cluster.total(workers, "oscarkv_prefill_running_prompts")
+                + cluster.total(workers, "oscarkv_gateway_running_requests")}
+    deadline = time.monotonic() + 3 * TTL_S + 30
+    while any((held := quiet()).values()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    for what, value in held.items():
+        if value:
+            report.problem(f"{what} left behind: {value:.0f}")
+    for name, role in cluster.roles.items():
+        before, now = grown.get(role.process.pid), rss(role.process.pid)
+        if before is not None and now > before * 1.25 + (64 << 20):
+            report.problem(f"{name} grew from {before >> 20} to {now >> 20} MiB")
+
+
+def tokenize(text):
+    out = subprocess.run([processes.BINARY, "tokenize", "--model", processes.MODEL, "--prompt", text], capture_output=True, text=True,
+                         check=True).stdout
+    return json.loads(out)
+
+
+def write(args, report, outcomes, seconds, out):
+    kinds = Counter(o.kind for o in outcomes)
+    answers = kinds["ok"] + kinds["tie"] + kinds["wrong"]
+    lines = ["| fault | answers/s before | during | after | requests that ended meanwhile | recovered after s | noticed |",
+             "|---|---|---|---|---|---|---|", *map(format_row, report.rows), "",
+             f"Seed {args.seed}; {len(report.rows)} faults in {seconds:.0f} s; {len(outcomes)} requests: "
+             + ", ".join(f"{n} {k}" for k, n in sorted(kinds.items()))
+             + f". Answers equal to the fault-free ones token for token: {kinds['ok']} of {answers}."]
+    print("\n".join(lines), flush=True)
+    if out:
+        Path(out).write_text("\n".join(lines) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=int, help="go on with random faults for so long; default: each fault of the plan once")
+    parser.add_argument("--faults", type=int, help="only so many of the plan")
+    parser.add_argument("--only", help="e.g. Kill:kvstore,Stop:attention")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--questions", type=int, default=8)
+    parser.add_argument("--kvstores", type=int, default=5)
+    parser.add_argument("--prefills", type=int, default=2)
+    parser.add_argument("--attentions", type=int, default=3)
+    parser.add_argument("--out")
+    args = parser.parse_args()
+    reason = why_not()
+    if reason:
+        print(f"skipped: {reason}")
+        return 77
+    rng, report, network = random.Random(args.seed), Report(), Network()
+    cluster = None
+    try:
+        cluster = ChaosCluster(network, kvstores=args.kvstores, prefills=args.prefills, attentions=args.attentions, capacity="128MiB",
+                               worker_args=["--prefill-history", "canonical", "--handover-ttl", f"{TTL_S}s", "--threads", "1"],
+                               gateway_args=["--worker-silence", "3s", "--poll-timeout", "2s"])
+        command = [processes.BINARY, "generate", "--gateway", cluster.gateway.address]
+        questions = conversations(command, tokenize(processes.words(9000)), args.seed, args.questions, max_tokens=48)
+        print(f"{len(questions)} questions answered before any fault", flush=True)
+        grown = {role.process.pid: rss(role.process.pid) for role in cluster.roles.values()}
+        start = time.monotonic()
+        load = Load(command, questions, args.seed, args.clients)
+        try:
+            for fault in schedule(args, cluster, rng):
+                run_fault(fault, load, report)
+        finally:
+            outcomes = load.stop()
+        seconds = time.monotonic() - start
+        check_baseline(cluster, grown, report)
+        for o in outcomes:
+            if o.kind in ("wrong", "hang"):
+                report.problem(f"{o.kind}: {o.detail}")
+        ties, answers = (sum(o.kind in kinds for o in outcomes) for kinds in (("tie",), ("ok", "tie", "wrong")))
+        if ties * 100 > answers:
+            report.problem(f"{ties} of {answers} answers differ at near ties, more than 1 %")
+        write(args, report, outcomes, seconds, args.out)
+        for o in [o for o in outcomes if o.kind == "failed"][:5]:
+            print("failed:", o.detail)
+        if report.problems:
+            print("\n".join(f"--- {name}\n{role.log()[-1500:]}" for name, role in cluster.roles.items()))
+    except BaseException:
+        if cluster is not None:
+            print(cluster.logs())
+        raise
+    finally:
+        if cluster is not None:
+            for role in cluster.roles.values():
+                role.kill()
+        network.close()
+    print(f"{len(report.problems)} problems" if report.problems else "all checks held")
+    return 1 if report.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""Hosts of their own for the processes of a chaos run: network namespaces on one bridge, and a TCP proxy for what a cut
+link cannot show (delay, stalls, reset connections: these kernels have no netem).
+
+Needs root and iproute2. Everything made here is gone after close(), and what a killed run left is removed by the next.
+"""
+import os
+import select
+import socket
+import subprocess
+import threading
+import time
+
+PREFIX = "okvc"
+BRIDGE = PREFIX + "-br"
+SUBNET = "10.213.77"
+
+
+def _ip(*args, check=True):
+    return subprocess.run(["ip", *args], check=check, capture_output=True, text=True)
+
+
+def why_not():
+    """Why no namespaces can be made here, or None."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    try:
+        _ip("netns", "add", PREFIX + "-try")
+        _ip("netns", "del", PREFIX + "-try")
+        _ip("link", "add", PREFIX + "-t", "type", "bridge")
+        _ip("link", "del", PREFIX + "-t")
+    except FileNotFoundError:
+        return "no `ip` (Debian's iproute2)"
+    except subprocess.CalledProcessError as e:
+        return f"cannot make network namespaces: {e.stderr.strip()}"
+    return None
+
+
+class Host:
+    def __init__(self, name, number):
+        self.namespace = f"{PREFIX}-{name}"
+        self.port = f"{PREFIX}{number}"  # its end on the bridge
+        self.address = f"{SUBNET}.{number}"
+        self.prefix = ["ip", "netns", "exec", self.namespace]
+
+
+class Network:
+    def __init__(self):
+        self.hosts = {}
+        self.clear()
+        _ip("link", "add", BRIDGE, "type", "bridge")
+        _ip("addr", "add", f"{SUBNET}.1/24", "dev", BRIDGE)
+        _ip("link", "set", BRIDGE, "up")
+
+    def host(self, name):
+        if name in self.hosts:
+            return self.hosts[name]
+        host = self.hosts[name] = Host(name, len(self.hosts) + 2)
+        _ip("netns", "add", host.namespace)
+        _ip("link", "add", host.port, "type", "veth", "peer", "name", "eth0", "netns", host.namespace)
+        _ip("link", "set", host.port, "master", BRIDGE, "up")
+        inside = ("-n", host.namespace)
+        _ip(*inside, "addr", "add", host.address + "/24", "dev", "eth0")
+        _ip(*inside, "link", "set", "lo", "up")
+        _ip(*inside, "link", "set", "eth0", "up")
+        deadline = time.monotonic() + 10  # UCX sees only interfaces that are up
+        while " state UP " not in _ip(*inside, "-o", "link", "show", "eth0").stdout:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"eth0 of {host.namespace} does not come up")
+            time.sleep(0.02)
+        return host
+
+    def cut(self, name):
+        """No packet to or from this host, and no error to anybody: a partition."""
+        _ip("link", "set", self.hosts[name].port, "nomaster")
+
+    def join(self, name):
+        _ip("link", "set", self.hosts[name].port, "master", BRIDGE)
+
+    @staticmethod
+    def clear():
+        for line in _ip("netns", "list").stdout.splitlines():
+            if line.startswith(PREFIX + "-"):
+                _ip("netns", "del", line.split()[0], check=False)
+        _ip("link", "del", BRIDGE, check=False)
+
+    close = clear
+
+
+class Proxy:
+    """Carries TCP from a port of the bridge's address to `target`. mode: pass, delay, stall; reset() breaks what is open.
+
+    `touched` counts chunks that were held back and connections that were broken."""
+
+    def __init__(self, target, delay_s=0.05):
+        self.target, self.delay_s = target, delay_s
+        self.mode, self.touched = "pass", 0
+        self._open = set()
+        self._lock = threading.Lock()
+        self._listener = socket.create_server((f"{SUBNET}.1", 0))
+        self.address = "%s:%d" % self._listener.getsockname()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        while True:
+            try:
+                near = self._listener.accept()[0]
+            except OSError:
+                return
+            try:
+                host, port = self.target.rsplit(":", 1)
+                far = socket.create_connection((host, int(port)), timeout=5)
+            except OSError:
+                near.close()
+                continue
+            for s in (near, far):
+                s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with self._lock:
+                self._open.add((near, far))
+            for a, b in ((near, far), (far, near)):
+                threading.Thread(target=self._carry, args=(a, b, (near, far)), daemon=True).start()
+
+    def _carry(self, source, sink, pair):
+        try:
+            while True:
+                select.select([source], [], [])
+                if self.mode != "pass":
+                    self.touched += 1
+                if self.mode == "delay":
+                    time.sleep(self.delay_s)
+                while self.mode == "stall":
+                    time.sleep(0.05)
+                data = source.recv(1 << 16)
+                if not data:
+                    break
+                sink.sendall(data)
+        except (OSError, ValueError):
+            pass
+        self._end(pair)
+
+    def _end(self, pair):
+        with self._lock:
+            self._open.discard(pair)
+        for s in pair:
+            try:
+                s.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+            s.close()
+
+    def reset(self):
+        with self._lock:
+            pairs = list(self._open)
+        for pair in pairs:
+            self.touched += 1
+            for s in pair:
+                try:
+                    s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                except OSError:
+                    pass
+            self._end(pair)
+
+    def close(self):
+        self._listener.close()
+        self.reset()
