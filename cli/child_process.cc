@@ -22,16 +22,18 @@ namespace {
 
 constexpr timespec kPollInterval = {0, 10'000'000};
 
-// The gRPC port in a ready file, 0 when it is not there yet.
-int ReadPort(const std::string& path) {
+// The ports in a ready file, none when it is not there yet: it appears whole.
+RolePorts ReadPorts(const std::string& path) {
+  RolePorts ports;
   std::ifstream in(path);
   std::string line;
   while (std::getline(in, line)) {
     absl::string_view v = line;
     int port = 0;
-    if (absl::ConsumePrefix(&v, "grpc=") && absl::SimpleAtoi(v, &port)) return port;
+    if (absl::ConsumePrefix(&v, "grpc=") && absl::SimpleAtoi(v, &port)) ports.grpc = port;
+    if (absl::ConsumePrefix(&v, "http=") && absl::SimpleAtoi(v, &port)) ports.http = port;
   }
-  return 0;
+  return ports;
 }
 
 [[noreturn]] void Exec(const std::vector<std::string>& args, int log_fd, pid_t parent) {
@@ -73,8 +75,9 @@ std::string ChildProcesses::Ended(pid_t pid, bool wait) {
   return absl::StrCat("exit status ", WEXITSTATUS(status));
 }
 
-absl::StatusOr<int> ChildProcesses::Start(const std::string& role,
-                                          const std::vector<std::string>& args, Duration timeout) {
+absl::StatusOr<RolePorts> ChildProcesses::Start(const std::string& role,
+                                                const std::vector<std::string>& args,
+                                                Duration timeout) {
   if (ready_dir_.empty())
     return absl::UnavailableError("cannot make a temporary folder for ready files");
   const std::string id = absl::StrCat(role, "-", started_++);
@@ -99,7 +102,7 @@ absl::StatusOr<int> ChildProcesses::Start(const std::string& role,
   children_.push_back({id, pid});
   const Time deadline = SteadyClock::Get()->Now() + timeout;
   while (SteadyClock::Get()->Now() < deadline) {
-    if (const int port = ReadPort(ready); port != 0) return port;
+    if (const RolePorts ports = ReadPorts(ready); ports.grpc != 0) return ports;
     if (const std::string end = Ended(pid, false); !end.empty()) {
       children_.pop_back();
       return absl::UnavailableError(absl::StrCat(id, " did not start: ", end, "; see its log"));

@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "cli/role.h"
 #include "common/clock.h"
 #include "common/options.h"
 
@@ -20,10 +21,10 @@ class ChildProcesses {
   explicit ChildProcesses(std::string log_dir);
   ~ChildProcesses();  // kills what still runs
 
-  // Runs this binary with `args`, waits for its ready file, returns its gRPC port. The child dies
-  // with this process.
-  absl::StatusOr<int> Start(const std::string& role, const std::vector<std::string>& args,
-                            Duration timeout);
+  // Runs this binary with `args`, waits for its ready file, returns its ports. The child dies with
+  // this process.
+  absl::StatusOr<RolePorts> Start(const std::string& role, const std::vector<std::string>& args,
+                                  Duration timeout);
   // Returns OK at a stop signal, kUnavailable naming the role when a child ended by itself.
   absl::Status WaitForStopSignalOrExit();
   // SIGTERM in reverse order, each waited for; SIGKILL after `timeout` in all.

@@ -56,14 +56,15 @@ void WaitForStopSignal() {
   }).detach();
 }
 
-absl::Status WriteReadyFile(const std::string& path, int grpc_port, int metrics_port) {
+absl::Status WriteReadyFile(const std::string& path, const RolePorts& ports, int metrics_port) {
   if (path.empty()) return absl::OkStatus();
   const std::string temporary = absl::StrCat(path, ".tmp");
   std::FILE* f = std::fopen(temporary.c_str(), "w");
   if (f == nullptr)
     return absl::InvalidArgumentError(absl::StrCat("--ready-file=", path, ": cannot write it"));
-  std::fprintf(f, "grpc=%d\nmetrics=%d\npid=%d\n", grpc_port, metrics_port,
+  std::fprintf(f, "grpc=%d\nmetrics=%d\npid=%d\n", ports.grpc, metrics_port,
                static_cast<int>(getpid()));
+  if (ports.http != 0) std::fprintf(f, "http=%d\n", ports.http);
   const bool ok = std::fclose(f) == 0 && std::rename(temporary.c_str(), path.c_str()) == 0;
   if (!ok)
     return absl::InvalidArgumentError(absl::StrCat("--ready-file=", path, ": cannot write it"));
@@ -82,9 +83,10 @@ absl::Status RunRole(const std::string& role, const RoleOptions& options,
     metrics_port = metrics->port();
   }
   ASSIGN_OR_RETURN(const RunningRole running, start(&registry));
-  LogInfo("ready", {{"grpc_port", absl::StrCat(running.port)},
+  LogInfo("ready", {{"grpc_port", absl::StrCat(running.ports.grpc)},
+                    {"http_port", absl::StrCat(running.ports.http)},
                     {"metrics_port", absl::StrCat(metrics_port)}});
-  RETURN_IF_ERROR(WriteReadyFile(options.ready_file, running.port, metrics_port));
+  RETURN_IF_ERROR(WriteReadyFile(options.ready_file, running.ports, metrics_port));
   WaitForStopSignal();
   running.shutdown(options.drain_timeout);
   LogInfo("stopped");

@@ -22,9 +22,15 @@ struct RoleOptions {
 // drains: whether the role has requests under way that may end before it stops.
 void AddRoleOptions(OptionTable* table, RoleOptions* options, bool drains);
 
+// Where a role listens; 0: it does not.
+struct RolePorts {
+  int grpc = 0;
+  int http = 0;
+};
+
 // A running server.
 struct RunningRole {
-  int port = 0;                                  // gRPC
+  RolePorts ports;
   std::function<void(Duration drain)> shutdown;  // orderly; returns when all is done
 };
 
@@ -34,11 +40,11 @@ void BlockStopSignals();
 // Blocks until SIGTERM or SIGINT. A second one exits at once.
 void WaitForStopSignal();
 
-// Starts the role, serves metrics, writes the ready file ("grpc=PORT\nmetrics=PORT\npid=PID\n", by
-// rename) when all is up, waits for a stop signal, shuts down.
+// Starts the role, serves metrics, writes the ready file ("grpc=PORT\nmetrics=PORT\npid=PID\n", and
+// "http=PORT\n" where there is one, by rename) when all is up, waits for a stop signal, shuts down.
 absl::Status RunRole(const std::string& role, const RoleOptions& options,
                      const std::function<absl::StatusOr<RunningRole>(MetricRegistry*)>& start);
 
-absl::Status WriteReadyFile(const std::string& path, int grpc_port, int metrics_port);
+absl::Status WriteReadyFile(const std::string& path, const RolePorts& ports, int metrics_port);
 
 }  // namespace oscarkv::cli

@@ -23,7 +23,7 @@ struct KvstoreRole {
   static absl::StatusOr<RunningRole> Start(const Options& options, MetricRegistry* registry) {
     ASSIGN_OR_RETURN(std::shared_ptr<KvStoreServer> server,
                      KvStoreServer::Start(options, registry));
-    return RunningRole{server->port(), [server](Duration) { server->Shutdown(); }};
+    return RunningRole{{server->port()}, [server](Duration) { server->Shutdown(); }};
   }
 };
 
@@ -36,7 +36,7 @@ struct PrefillRole {
   static absl::StatusOr<RunningRole> Start(const Options& options, MetricRegistry* registry) {
     ASSIGN_OR_RETURN(std::shared_ptr<prefill_worker::PrefillServer> server,
                      prefill_worker::PrefillServer::Start(options, registry));
-    return RunningRole{server->port(), [server](Duration drain) { server->Shutdown(drain); }};
+    return RunningRole{{server->port()}, [server](Duration drain) { server->Shutdown(drain); }};
   }
 };
 
@@ -49,7 +49,7 @@ struct AttentionRole {
   static absl::StatusOr<RunningRole> Start(const Options& options, MetricRegistry* registry) {
     ASSIGN_OR_RETURN(std::shared_ptr<attention_worker::AttentionServer> server,
                      attention_worker::AttentionServer::Start(options, registry));
-    return RunningRole{server->port(), [server](Duration drain) { server->Shutdown(drain); }};
+    return RunningRole{{server->port()}, [server](Duration drain) { server->Shutdown(drain); }};
   }
 };
 
@@ -62,7 +62,8 @@ struct GatewayRole {
   static absl::StatusOr<RunningRole> Start(const Options& options, MetricRegistry* registry) {
     ASSIGN_OR_RETURN(std::shared_ptr<gateway::GatewayServer> server,
                      gateway::GatewayServer::Start(options, registry));
-    return RunningRole{server->port(), [server](Duration drain) { server->Shutdown(drain); }};
+    return RunningRole{{server->port(), server->http_port()},
+                       [server](Duration drain) { server->Shutdown(drain); }};
   }
 };
 

@@ -30,6 +30,9 @@ class ServeCommand final : public Command {
         "Hugging Face folder of the model, with its rotation files beside the weights");
     table->AddString("listen", &listen_, "HOST:PORT",
                      "The gateway's gRPC endpoint; port 0 picks a free one");
+    table->AddString(
+        "http-listen", &http_listen_, "HOST:PORT",
+        "The gateway's OpenAI-compatible HTTP API; port 0 picks a free one; empty: none");
     table->AddBool("processes", &processes_,
                    "One process per role, as in a cluster, instead of one for all");
     table->AddInt("kvstores", &kvstores_, 1, 64, "KV nodes");
@@ -63,13 +66,13 @@ class ServeCommand final : public Command {
     return RunRole("serve", role_, [this](MetricRegistry* registry) -> absl::StatusOr<RunningRole> {
       auto roles = std::make_shared<std::vector<RunningRole>>();
       const auto start = [&](const std::string& role,
-                             const std::vector<std::string>& args) -> absl::StatusOr<int> {
+                             const std::vector<std::string>& args) -> absl::StatusOr<RolePorts> {
         ASSIGN_OR_RETURN(RunningRole r, StartRole(role, args, registry));
         roles->push_back(r);
-        return r.port;
+        return r.ports;
       };
-      ASSIGN_OR_RETURN(const int port, StartAll(start));
-      return RunningRole{port, [roles](Duration drain) {
+      ASSIGN_OR_RETURN(const RolePorts ports, StartAll(start));
+      return RunningRole{ports, [roles](Duration drain) {
                            for (auto it = roles->rbegin(); it != roles->rend(); ++it)
                              it->shutdown(drain);
                          }};
@@ -88,7 +91,7 @@ class ServeCommand final : public Command {
     }
     ChildProcesses children(log_dir_);
     const auto start = [&](const std::string& role,
-                           std::vector<std::string> args) -> absl::StatusOr<int> {
+                           std::vector<std::string> args) -> absl::StatusOr<RolePorts> {
       args.insert(args.begin(), role);
       args.insert(args.end(), {"--log-level", role_.log_level});
       if (role != "kvstore") {
@@ -97,17 +100,18 @@ class ServeCommand final : public Command {
       }
       return children.Start(role, args, std::chrono::seconds(60));
     };
-    ASSIGN_OR_RETURN(const int port, StartAll(start));
-    LogInfo("ready", {{"gateway", absl::StrCat("127.0.0.1:", port)}});
-    RETURN_IF_ERROR(WriteReadyFile(role_.ready_file, port, 0));
+    ASSIGN_OR_RETURN(const RolePorts ports, StartAll(start));
+    LogInfo("ready", {{"gateway", absl::StrCat("127.0.0.1:", ports.grpc)},
+                      {"http_port", absl::StrCat(ports.http)}});
+    RETURN_IF_ERROR(WriteReadyFile(role_.ready_file, ports, 0));
     absl::Status status = children.WaitForStopSignalOrExit();
     children.StopAll(role_.drain_timeout + std::chrono::seconds(15));
     return status;
   }
 
-  // Starts the roles in order by `start(role, args) -> gRPC port`; returns the gateway's port.
+  // Starts the roles in order by `start(role, args) -> its ports`; returns the gateway's.
   template <typename Start>
-  absl::StatusOr<int> StartAll(const Start& start_role) {
+  absl::StatusOr<RolePorts> StartAll(const Start& start_role) {
     RETURN_IF_ERROR(auth::CheckSecurityOptions(security_));
     const auto start = [&](const char* role, std::vector<std::string> args) {
       const std::vector<std::string> security = auth::SecurityArgs(security_);
@@ -119,8 +123,8 @@ class ServeCommand final : public Command {
             const std::vector<std::string>& args) -> absl::StatusOr<std::string> {
       std::vector<std::string> endpoints;
       for (int i = 0; i < n; ++i) {
-        ASSIGN_OR_RETURN(const int port, start(role, args));
-        endpoints.push_back(absl::StrCat("127.0.0.1:", port));
+        ASSIGN_OR_RETURN(const RolePorts ports, start(role, args));
+        endpoints.push_back(absl::StrCat("127.0.0.1:", ports.grpc));
       }
       return absl::StrJoin(endpoints, ",");
     };
@@ -133,13 +137,14 @@ class ServeCommand final : public Command {
     ASSIGN_OR_RETURN(const std::string prefills, start_some("prefill", prefills_, worker_args));
     ASSIGN_OR_RETURN(const std::string attentions,
                      start_some("attention", attentions_, worker_args));
-    return start("gateway", {"--model", model_, "--nodes", nodes, "--prefill", prefills,
-                             "--attention", attentions, "--listen", listen_});
+    return start("gateway",
+                 {"--model", model_, "--nodes", nodes, "--prefill", prefills, "--attention",
+                  attentions, "--listen", listen_, "--http-listen", http_listen_});
   }
 
   std::string model_ = "models/reference", listen_ = "127.0.0.1:7400", profile_ = "oscar",
               history_ = "exact";
-  std::string data_path_ = "ucx", ucx_lanes_ = "auto", log_dir_;
+  std::string http_listen_, data_path_ = "ucx", ucx_lanes_ = "auto", log_dir_;
   bool processes_ = false;
   int kvstores_ = 1, prefills_ = 1, attentions_ = 1;
   uint64_t capacity_ = uint64_t{1} << 30;

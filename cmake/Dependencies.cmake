@@ -11,6 +11,7 @@ find_package(ucx CONFIG REQUIRED)
 find_package(hwy CONFIG REQUIRED)
 find_package(OpenSSL REQUIRED)
 find_package(ZLIB REQUIRED)
+find_package(Boost 1.74 REQUIRED)  # headers: Beast and Asio
 find_package(Eigen3 REQUIRED NO_MODULE)
 find_package(OpenMP REQUIRED)
 find_package(PkgConfig REQUIRED)

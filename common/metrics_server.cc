@@ -4,6 +4,7 @@
 #include <prometheus/collectable.h>
 #include <prometheus/exposer.h>
 #include <prometheus/metric_family.h>
+#include <prometheus/text_serializer.h>
 
 #include <exception>
 
@@ -66,6 +67,10 @@ class RegistryCollectable final : public prometheus::Collectable {
 };
 
 }  // namespace
+
+std::string MetricsText(const MetricRegistry& registry) {
+  return prometheus::TextSerializer().Serialize(RegistryCollectable(&registry).Collect());
+}
 
 struct MetricsServer::Impl {
   std::unique_ptr<prometheus::Exposer> exposer;

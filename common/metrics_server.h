@@ -1,4 +1,4 @@
-// Serves /metrics over HTTP for Prometheus. The only user of prometheus-cpp.
+// Metrics in Prometheus' text format, and an HTTP server of them. The only user of prometheus-cpp.
 #pragma once
 
 #include <memory>
@@ -8,6 +8,9 @@
 #include "common/metrics.h"
 
 namespace oscarkv {
+
+// What a scrape gets; its media type is text/plain; version=0.0.4.
+std::string MetricsText(const MetricRegistry& registry);
 
 class MetricsServer {
  public:

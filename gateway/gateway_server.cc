@@ -15,6 +15,7 @@
 #include "gateway/gateway_service.h"
 #include "gateway/grpc_worker_stub.h"
 #include "gateway/heartbeat.h"
+#include "gateway/http/http_api.h"
 #include "gateway/metrics.h"
 #include "gateway/request_pipeline.h"
 #include "gateway/router.h"
@@ -28,6 +29,13 @@ namespace {
 // How late a deadline may be noticed, and a worker's change of health.
 constexpr Duration kBeat = std::chrono::milliseconds(50);
 constexpr Duration kStatusTimeout = std::chrono::seconds(2);
+constexpr auto kLastMessages = std::chrono::seconds(1);
+
+// "models/reference" and "models/reference/" are reference.
+std::string ModelName(absl::string_view folder) {
+  while (folder.size() > 1 && folder.back() == '/') folder.remove_suffix(1);
+  return std::string(folder.substr(folder.rfind('/') + 1));
+}
 
 absl::Status CheckEndpoints(absl::string_view option, const std::vector<std::string>& endpoints) {
   if (endpoints.empty()) {
@@ -110,32 +118,47 @@ void AddOptions(OptionTable* table, GatewayOptions* o) {
   table->AddBytes("max-message-size", &o->max_message_bytes, 64u << 10, 1u << 30,
                   "Largest request that is accepted.");
   auth::AddServerSecurityOptions(table, &o->security);
+  table->AddString("http-listen", &o->http_listen, "HOST:PORT",
+                   "Address of the OpenAI-compatible HTTP API; port 0: any; empty: none.");
+  table->AddBytes("http-max-body", &o->http_max_body_bytes, 1u << 10, 64u << 20,
+                  "Largest body of an HTTP request.");
+  table->AddInt("http-max-connections", &o->http_max_connections, 1, 1 << 16,
+                "HTTP connections that may be open at once; more are refused.");
 }
 
 // Destroyed from the last member to the first: no beat, no handler, no task, no worker's callback
 // can reach what is gone.
 struct GatewayServer::Impl {
+  ~Impl() {
+    if (http != nullptr) http->Stop(Duration{0});  // no handler from here on
+  }
+
   GatewayOptions options;
+  MetricRegistry* registry = nullptr;
   std::unique_ptr<GatewayMetrics> metrics;
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<KvClient> store;
   std::unique_ptr<Router> router;
+  std::unique_ptr<HttpServer> http;  // takes answers until the pipeline and the executor are gone
   std::unique_ptr<RequestPipeline> pipeline;
   std::unique_ptr<WorkerSet> workers;
   std::unique_ptr<TaskPool> executor;
   std::unique_ptr<GatewayService> service;
+  std::unique_ptr<HttpApi> api;
   std::unique_ptr<rpc::Server> server;
   std::unique_ptr<Heartbeat> heartbeat;
   int port = 0;
   bool serving = false;  // what health says; the heartbeat's own
 
-  absl::Status Load(MetricRegistry* registry, std::unique_ptr<KvClient> given_store);
+  absl::Status Load(MetricRegistry* given_registry, std::unique_ptr<KvClient> given_store);
   absl::Status Listen();
+  absl::Status ListenHttp();
   void Beat();
 };
 
-absl::Status GatewayServer::Impl::Load(MetricRegistry* registry,
+absl::Status GatewayServer::Impl::Load(MetricRegistry* given_registry,
                                        std::unique_ptr<KvClient> given_store) {
+  registry = given_registry;
   metrics = std::make_unique<GatewayMetrics>(registry);
   ASSIGN_OR_RETURN(router, MakeRouter(options.router));
   ASSIGN_OR_RETURN(tokenizer, Tokenizer::Load(options.model));
@@ -178,6 +201,24 @@ absl::Status GatewayServer::Impl::Load(MetricRegistry* registry,
   service = std::make_unique<GatewayService>(
       ServiceDeps{pipeline.get(), workers.get(), store.get(), executor.get(), metrics.get(),
                   tokenizer.get(), options.default_deadline, kStatusTimeout});
+  HttpApiDeps deps;
+  deps.pipeline = pipeline.get();
+  deps.workers = workers.get();
+  deps.executor = executor.get();
+  deps.metrics = metrics.get();
+  deps.registry = registry;
+  deps.tokenizer = tokenizer.get();
+  if (!options.security.auth_file.empty()) {
+    ASSIGN_OR_RETURN(deps.authenticator, auth::Authenticator::Open(options.security.auth_file));
+  }
+  deps.model = ModelName(options.model);
+  deps.max_context = static_cast<uint32_t>(config.max_position_embeddings);
+  deps.default_deadline = options.default_deadline;
+  deps.limits.max_body_bytes = options.http_max_body_bytes;
+  deps.render_chat = [](const OpenAiRequest&) -> absl::StatusOr<std::string> {
+    return absl::UnimplementedError("the model folder has no chat template");
+  };
+  api = std::make_unique<HttpApi>(std::move(deps));
   return absl::OkStatus();
 }
 
@@ -191,6 +232,30 @@ absl::Status GatewayServer::Impl::Listen() {
   server->health()->SetServingStatus(false);
   // Up, though it may not be routable: restarting a gateway does not bring back its workers.
   server->health()->SetServingStatus("liveness", true);
+  return absl::OkStatus();
+}
+
+absl::Status GatewayServer::Impl::ListenHttp() {
+  if (options.http_listen.empty()) return absl::OkStatus();
+  if (options.security.serves_tls()) {
+    return absl::InvalidArgumentError("--http-listen does not speak TLS yet: not with --tls-cert");
+  }
+  HttpLimits limits;
+  limits.max_connections = static_cast<size_t>(options.http_max_connections);
+  limits.max_body_bytes = options.http_max_body_bytes;
+  HttpEvents events;
+  events.connections = [this](int open) { metrics->http_connections.Set(open); };
+  events.refused = [this](absl::string_view reason) {
+    metrics->http_refused.With({reason}).Increment();
+  };
+  absl::StatusOr<std::unique_ptr<HttpServer>> started = HttpServer::Start(
+      options.http_listen, limits,
+      [this](std::shared_ptr<HttpExchange> exchange) { api->Handle(std::move(exchange)); }, events);
+  if (!started.ok()) {
+    return absl::Status(started.status().code(),
+                        absl::StrCat("--http-listen: ", started.status().message()));
+  }
+  http = *std::move(started);
   return absl::OkStatus();
 }
 
@@ -217,6 +282,7 @@ absl::StatusOr<std::unique_ptr<GatewayServer>> GatewayServer::Start(
   impl->workers->Poll();
   impl->workers->WaitForAnswers(SteadyClock::Get()->Now() + options.worker_wait);
   RETURN_IF_ERROR(impl->Listen());
+  RETURN_IF_ERROR(impl->ListenHttp());
   impl->Beat();
   impl->heartbeat = std::make_unique<Heartbeat>(kBeat, [impl = impl.get()] { impl->Beat(); });
   return std::unique_ptr<GatewayServer>(new GatewayServer(std::move(impl)));
@@ -232,11 +298,16 @@ int GatewayServer::port() const {
   return impl_->port;
 }
 
+int GatewayServer::http_port() const {
+  return impl_->http == nullptr ? 0 : impl_->http->port();
+}
+
 void GatewayServer::Shutdown(Duration drain) {
   if (impl_->server->stopped()) return;
   impl_->server->health()->Shutdown();  // NOT_SERVING from now on, whatever a beat says
   impl_->pipeline->Shutdown(SteadyClock::Get()->Now() + drain);
   // The requests have ended; this is for their last messages and for the short calls.
+  if (impl_->http != nullptr) impl_->http->Stop(kLastMessages);
   impl_->server->Shutdown();
 }
 

@@ -35,6 +35,9 @@ struct GatewayOptions {
   Duration worker_wait = std::chrono::seconds(5);
   uint64_t max_message_bytes = 16u << 20;
   auth::SecurityOptions security;
+  std::string http_listen;  // empty: no HTTP
+  uint64_t http_max_body_bytes = 4u << 20;
+  int http_max_connections = 1024;
 };
 // Rows for all of them.
 void AddOptions(OptionTable* table, GatewayOptions* options);
@@ -52,6 +55,7 @@ class GatewayServer {
   ~GatewayServer();
 
   int port() const;
+  int http_port() const;  // 0: none
   // Health says NOT_SERVING, new requests are refused, those under way may end within `drain`, then
   // are ended with UNAVAILABLE. Blocks; may be called again.
   void Shutdown(Duration drain);

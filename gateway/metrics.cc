@@ -65,6 +65,16 @@ GatewayMetrics::GatewayMetrics(MetricRegistry* r)
           r->AddHistogram("oscarkv_gateway_answer_compression_ratio",
                           "KV bytes in bf16 divided by KV bytes as held, of each finished answer.",
                           {1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 6.5, 7, 7.5, 8})
-              .GetHistogram()) {}
+              .GetHistogram()),
+      http_requests(r->AddCounter("oscarkv_gateway_http_requests_total",
+                                  "HTTP requests that were answered, by route and status code "
+                                  "(499: the client left).",
+                                  {"route", "code"})),
+      http_refused(r->AddCounter("oscarkv_gateway_http_refused_total",
+                                 "HTTP requests and connections that broke a limit of the server: "
+                                 "header, body, memory, connections, slow, slow_reader, malformed.",
+                                 {"reason"})),
+      http_connections(
+          r->AddGauge("oscarkv_gateway_http_connections", "Open HTTP connections.").Get()) {}
 
 }  // namespace oscarkv::gateway

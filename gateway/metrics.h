@@ -27,6 +27,9 @@ struct GatewayMetrics {
   Metric& client_retries;
   Metric& blocks_not_stored;
   Histogram& compression_ratio;
+  MetricFamily& http_requests;  // {route, code}
+  MetricFamily& http_refused;   // {reason}
+  Metric& http_connections;
 };
 
 }  // namespace oscarkv::gateway

@@ -74,7 +74,7 @@ void Request::Prepare() {
       if (ended_) return;
     }
     absl::StatusOr<std::vector<int32_t>> encoded =
-        env_->deps.tokenizer->Encode(input_.prompt, /*add_special=*/true);
+        env_->deps.tokenizer->Encode(input_.prompt, input_.add_special);
     if (!encoded.ok()) {
       return Fail(absl::Status(encoded.status().code(),
                                absl::StrCat("prompt: ", encoded.status().message())));

@@ -19,6 +19,8 @@ struct GenerateInput {
   std::string request_id;
   std::string prompt;  // or prompt_tokens
   std::vector<int32_t> prompt_tokens;
+  // Whether the tokenizer adds what its file says (BOS) to `prompt`; a chat template did already.
+  bool add_special = true;
   uint32_t max_tokens = 0;  // 0: the default, or as many as fit
   SamplingParams sampling;
   std::vector<std::string> stop;

@@ -23,7 +23,7 @@ using nlohmann::json;
 // A first pass that builds nothing: it stops at the first thing that is wrong and says where.
 class Checker final : public nlohmann::json_sax<json> {
  public:
-  explicit Checker(size_t max_depth) : max_depth_(max_depth) {}
+  explicit Checker(const JsonLimits& limits) : limits_(limits) {}
 
   bool null() override { return true; }
   bool boolean(bool) override { return true; }
@@ -37,8 +37,12 @@ class Checker final : public nlohmann::json_sax<json> {
   bool end_object() override { return Leave(); }
   bool end_array() override { return Leave(); }
   bool key(string_t& key) override {
-    if (keys_.back().insert(key).second) return true;
-    error_ = absl::StrCat("key \"", key.substr(0, 100), "\" appears twice in one object");
+    if (!keys_.back().insert(key).second) {
+      error_ = absl::StrCat("key \"", key.substr(0, 100), "\" appears twice in one object");
+      return false;
+    }
+    if (keys_.back().size() <= limits_.max_members) return true;
+    error_ = absl::StrCat("an object has more than ", limits_.max_members, " members");
     return false;
   }
   bool parse_error(std::size_t position, const std::string& token,
@@ -52,8 +56,8 @@ class Checker final : public nlohmann::json_sax<json> {
  private:
   bool Enter() {
     keys_.emplace_back();
-    if (keys_.size() <= max_depth_) return true;
-    error_ = absl::StrCat("nested deeper than ", max_depth_, " levels");
+    if (keys_.size() <= limits_.max_depth) return true;
+    error_ = absl::StrCat("nested deeper than ", limits_.max_depth, " levels");
     return false;
   }
   bool Leave() {
@@ -61,28 +65,58 @@ class Checker final : public nlohmann::json_sax<json> {
     return true;
   }
 
-  const size_t max_depth_;
+  const JsonLimits limits_;
   std::vector<absl::flat_hash_set<std::string>> keys_;  // one per open object or array
   std::string error_;
 };
+
+template <typename Json>
+absl::StatusOr<Json> Parse(absl::string_view text, absl::string_view what,
+                           const JsonLimits& limits) {
+  if (text.size() > limits.max_bytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(what, ": ", text.size(), " bytes, the limit is ", limits.max_bytes));
+  }
+  Checker checker(limits);
+  if (!json::sax_parse(text.begin(), text.end(), &checker)) {
+    return absl::InvalidArgumentError(absl::StrCat(what, ": ", checker.error()));
+  }
+  Json parsed = Json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
+  if (parsed.is_discarded()) {
+    return absl::InvalidArgumentError(absl::StrCat(what, ": not valid JSON"));
+  }
+  return parsed;
+}
+
+template <typename Json>
+bool Integer(const Json& value, int64_t min, int64_t max, int64_t* out) {
+  if (!value.is_number_integer()) return false;
+  if (value.is_number_unsigned() &&
+      value.template get<uint64_t>() > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) {
+    return false;
+  }
+  *out = value.template get<int64_t>();
+  return *out >= min && *out <= max;
+}
+
+template <typename Json>
+std::string Excerpt(const Json& value) {
+  std::string text = value.dump(-1, ' ', /*ensure_ascii=*/true, Json::error_handler_t::replace);
+  if (text.size() > 120) text = absl::StrCat(text.substr(0, 120), "...");
+  return text;
+}
 
 }  // namespace
 
 absl::StatusOr<json> ParseBoundedJson(absl::string_view text, absl::string_view what,
                                       const JsonLimits& limits) {
-  if (text.size() > limits.max_bytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(what, ": ", text.size(), " bytes, the limit is ", limits.max_bytes));
-  }
-  Checker checker(limits.max_depth);
-  if (!json::sax_parse(text.begin(), text.end(), &checker)) {
-    return absl::InvalidArgumentError(absl::StrCat(what, ": ", checker.error()));
-  }
-  json parsed = json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
-  if (parsed.is_discarded()) {
-    return absl::InvalidArgumentError(absl::StrCat(what, ": not valid JSON"));
-  }
-  return parsed;
+  return Parse<json>(text, what, limits);
+}
+
+absl::StatusOr<nlohmann::ordered_json> ParseBoundedOrderedJson(absl::string_view text,
+                                                               absl::string_view what,
+                                                               const JsonLimits& limits) {
+  return Parse<nlohmann::ordered_json>(text, what, limits);
 }
 
 absl::StatusOr<std::string> ReadTextFile(const std::string& path, size_t max_bytes) {
@@ -120,19 +154,17 @@ const json* FindMember(const json& object, absl::string_view key) {
 }
 
 bool JsonInteger(const json& value, int64_t min, int64_t max, int64_t* out) {
-  if (!value.is_number_integer()) return false;
-  if (value.is_number_unsigned() &&
-      value.get<uint64_t>() > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) {
-    return false;
-  }
-  *out = value.get<int64_t>();
-  return *out >= min && *out <= max;
+  return Integer(value, min, max, out);
+}
+bool JsonInteger(const nlohmann::ordered_json& value, int64_t min, int64_t max, int64_t* out) {
+  return Integer(value, min, max, out);
 }
 
 std::string JsonExcerpt(const json& value) {
-  std::string text = value.dump(-1, ' ', /*ensure_ascii=*/true, json::error_handler_t::replace);
-  if (text.size() > 120) text = absl::StrCat(text.substr(0, 120), "...");
-  return text;
+  return Excerpt(value);
+}
+std::string JsonExcerpt(const nlohmann::ordered_json& value) {
+  return Excerpt(value);
 }
 
 }  // namespace oscarkv

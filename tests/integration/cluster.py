@@ -44,6 +44,7 @@ class Role:
         values = dict(line.split("=", 1) for line in ready.read_text().split())
         self.listen = self.address = f"{self.host}:{values['grpc']}"
         self.metrics_port = int(values["metrics"])
+        self.http_port = int(values.get("http", 0))
 
     def log(self):
         return self.log_path.read_text(errors="replace")

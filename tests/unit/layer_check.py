@@ -29,7 +29,8 @@ ALLOWED = {
 KVSTORE_PARTS = {"core": {"core"}, "client": {"client", "cluster", "core"}, "cluster": {"cluster"},
                  "server": {"core", "server", "cluster"}}
 # Files of these rooms may be included by the gateway only so far.
-GATEWAY_ONLY = {"model": ("model/tokenizer.h", "model/model_config.h", "model/sampler.h", "model/utf8.h"),
+GATEWAY_ONLY = {"model": ("model/tokenizer.h", "model/model_config.h", "model/sampler.h", "model/utf8.h",
+                          "model/bounded_json.h", "model/chat_template.h"),
                 "kernels": ("kernels/layout.h",), "transport": ("transport/transport.h",),
                 "kvstore": ("kvstore/client/", "kvstore/types.h", "kvstore/block_key.h")}
 # third-party prefix -> regular expressions of files that may include it.
@@ -44,6 +45,7 @@ HOMES = {
     r"absl/": [r"^(?!kernels/)"],
     r"Eigen/": [r"^codec/fit\.cc$"],
     r"openssl/": [r"^common/"],
+    r"boost/": [r"^gateway/http/http_server\.cc$"],
 }
 
 

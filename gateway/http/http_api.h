@@ -1,0 +1,77 @@
+// What the gateway serves over HTTP: OpenAI's /v1 endpoints, health, metrics. Completions go the
+// same way as gRPC's Generate (gateway/request_pipeline.h).
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "common/auth/authenticator.h"
+#include "common/clock.h"
+#include "common/metrics.h"
+#include "common/task_pool.h"
+#include "gateway/http/http_server.h"
+#include "gateway/http/openai_request.h"
+#include "gateway/metrics.h"
+#include "gateway/request_pipeline.h"
+#include "gateway/worker_set.h"
+
+namespace oscarkv::gateway {
+
+struct HttpApiDeps {
+  RequestPipeline* pipeline = nullptr;
+  WorkerSet* workers = nullptr;
+  TaskPool* executor = nullptr;
+  GatewayMetrics* metrics = nullptr;
+  const MetricRegistry* registry = nullptr;
+  const Tokenizer* tokenizer = nullptr;
+  std::shared_ptr<auth::Authenticator> authenticator;  // null: nobody is asked who he is
+  std::string model;                                   // the name that clients may ask for
+  uint32_t max_context = 0;
+  Duration default_deadline{};
+  OpenAiLimits limits;
+  // A chat's prompt, from the model's chat template; or why there is none. Thread-safe.
+  std::function<absl::StatusOr<std::string>(const OpenAiRequest&)> render_chat;
+};
+
+// Thread-safe; handles on the server's thread and posts what takes time to the executor.
+class HttpApi {
+ public:
+  explicit HttpApi(HttpApiDeps deps);
+  void Handle(std::shared_ptr<HttpExchange> exchange);
+
+ private:
+  struct Route {
+    const char* method;
+    const char* path;   // one that ends in '/' matches what begins with it
+    auth::Roles roles;  // 0: for everybody
+    void (HttpApi::*handle)(std::shared_ptr<HttpExchange>);
+  };
+  static const Route kRoutes[];
+  const Route* Find(const HttpRequest& request, std::string* allowed) const;
+
+  void Health(std::shared_ptr<HttpExchange> exchange);
+  void Live(std::shared_ptr<HttpExchange> exchange);
+  void Metrics(std::shared_ptr<HttpExchange> exchange);
+  void Models(std::shared_ptr<HttpExchange> exchange);
+  void Model(std::shared_ptr<HttpExchange> exchange);
+  void Completions(std::shared_ptr<HttpExchange> exchange);
+  void ChatCompletions(std::shared_ptr<HttpExchange> exchange);
+
+  // By the request's bearer token.
+  absl::StatusOr<auth::Identity> Caller(const HttpRequest& request, auth::Roles roles) const;
+  // On the executor.
+  void Complete(std::shared_ptr<HttpExchange> exchange, bool chat);
+  absl::StatusOr<OpenAiRequest> Parse(const HttpRequest& request, bool chat) const;
+  // Runs `work` on the executor, or answers that too much waits for it.
+  void Post(const std::shared_ptr<HttpExchange>& exchange, const char* route,
+            std::function<void()> work);
+  // Sends and counts.
+  void Reply(const std::shared_ptr<HttpExchange>& exchange, const char* route,
+             HttpResponse response);
+
+  const HttpApiDeps deps_;
+  const int64_t started_;  // Unix seconds
+};
+
+}  // namespace oscarkv::gateway
