@@ -331,6 +331,10 @@ TEST_F(ServerTest, BadOptionsRefuseToStart) {
        "prefix-aware, round-robin"},
       {"Address", [](auto* o) { o->listen = "203.0.113.1:1"; }, absl::StatusCode::kUnavailable,
        "203.0.113.1:1"},
+      {"HttpAddress", [](auto* o) { o->http_listen = "nowhere"; },
+       absl::StatusCode::kInvalidArgument, "--http-listen: \"nowhere\": expected HOST:PORT"},
+      {"HttpAddressInUse", [](auto* o) { o->http_listen = "203.0.113.1:1"; },
+       absl::StatusCode::kUnavailable, "--http-listen: cannot listen on 203.0.113.1:1"},
   };
   for (const auto& c : cases) {
     SCOPED_TRACE(c.name);
@@ -380,6 +384,9 @@ TEST(AddOptions, EveryFieldHasARow) {
       {"max-message-size", "1MiB"},
       {"max-resumes", "13"},
       {"worker-silence", "14s"},
+      {"http-listen", "e:5"},
+      {"http-max-body", "2MiB"},
+      {"http-max-connections", "15"},
   };
   OptionTable security;
   auth::AddServerSecurityOptions(&security, &options.security);
@@ -391,6 +398,9 @@ TEST(AddOptions, EveryFieldHasARow) {
   EXPECT_EQ(options.router, "round-robin");
   EXPECT_EQ(options.max_running, 5);
   EXPECT_EQ(options.max_resumes, 13);
+  EXPECT_EQ(options.http_listen, "e:5");
+  EXPECT_EQ(options.http_max_body_bytes, 2u << 20);
+  EXPECT_EQ(options.http_max_connections, 15);
   EXPECT_EQ(options.worker_silence, std::chrono::seconds(14));
   EXPECT_EQ(options.match_timeout, std::chrono::milliseconds(9));
   EXPECT_EQ(options.max_message_bytes, 1u << 20);
