@@ -12,6 +12,8 @@
 namespace oscarkv::cli {
 namespace {
 
+constexpr uint64_t kMaxReportBytes = 64 << 20;
+
 class EvalCommand final : public Command {
  public:
   std::string name() const override { return "eval"; }
@@ -26,21 +28,27 @@ class EvalCommand final : public Command {
                        "A text to evaluate on; may be given several times");
     table->AddStrings(
         "treatments", &options_.treatments, "NAME,...",
-        "Of naive, hadamard, oscar, shaped, shaped-0 and shaped-sym; bf16 always runs");
+        "Of naive, hadamard, oscar, shaped, shaped-0 and shaped-sym; bf16 always runs. -nowin "
+        "behind "
+        "a name leaves out sink and window, -fake quantises without codes, as a cross-check");
     table->AddString("fitted", &options_.fitted_dir, "DIR",
                      "Folder of fitted files; empty: the model's");
-    table->AddInt("windows", &options_.windows, 0, 1 << 20,
-                  "Windows of text, chosen by the seed; 0: all there are");
+    table->AddInt("windows", &options_.windows, -1, 1 << 20,
+                  "Windows of text, chosen by the seed; 0: all there are, -1: none");
     table->AddInt("window-tokens", &options_.window_tokens, 512, 1 << 20, "Tokens of a window");
     table->AddInt("first-position", &options_.first_position, 0, 1 << 20,
                   "Positions of a window before it are not counted");
     table->AddStrings("needle-lengths", &lengths_, "TOKENS,...", "Lengths of retrieval prompts");
-    table->AddInt("needles", &options_.needles, 0, 1 << 20, "Retrieval prompts of each length");
+    table->AddInt("needles", &options_.needles, 0, 1 << 20,
+                  "Retrieval prompts of each length; five ask about one text");
     table->AddUint64("seed", &options_.seed, 0, UINT64_MAX, "Chooses windows, places and numbers");
     table->AddChoice("compute", &compute_, {"auto", "fp32", "bf16"},
                      "Operand type of the matrix products");
     table->AddInt("threads", &options_.threads, 1, 256, "Threads");
     table->AddString("json", &json_, "FILE", "Write all figures here, too");
+    table->AddStrings("pool", &pool_, "FILE,...",
+                      "Add up with the --json of earlier runs of the same treatments; without "
+                      "--text nothing else is run");
   }
 
   absl::Status Run() override {
@@ -56,10 +64,15 @@ class EvalCommand final : public Command {
       options_.needle_lengths.push_back(length);
     }
     EvalReport report;
-    {
+    if (!options_.text_files.empty() || pool_.empty()) {
       ProgressBar bar("evaluating");
       options_.progress = [&bar](double share) { bar.Update(share); };
       ASSIGN_OR_RETURN(report, Evaluate(options_));
+    }
+    for (const std::string& file : pool_) {
+      const absl::Status status = AddFile(file, &report);
+      if (!status.ok())
+        return absl::Status(status.code(), absl::StrCat(file, ": ", status.message()));
     }
     for (const TreatmentResult& t : report.treatments)
       std::printf("%s: %s\n", t.name.c_str(), t.codec.c_str());
@@ -68,8 +81,18 @@ class EvalCommand final : public Command {
   }
 
  private:
+  static absl::Status AddFile(const std::string& file, EvalReport* report) {
+    ASSIGN_OR_RETURN(const std::vector<uint8_t> bytes, ReadWholeFile(file, kMaxReportBytes));
+    ASSIGN_OR_RETURN(EvalReport more,
+                     EvalReport::FromJson(absl::string_view(
+                         reinterpret_cast<const char*>(bytes.data()), bytes.size())));
+    if (!report->treatments.empty()) return report->Add(more);
+    *report = std::move(more);
+    return absl::OkStatus();
+  }
+
   EvalOptions options_;
-  std::vector<std::string> lengths_;
+  std::vector<std::string> lengths_, pool_;
   std::string compute_ = "auto", json_;
 };
 

@@ -6,15 +6,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "codec/fit.h"
-#include "codec/oscar_codec.h"
-#include "codec/shaped_codec.h"
 #include "common/status_macros.h"
 #include "eval/calibrate.h"
 #include "eval/damage.h"
 #include "eval/local_sequence.h"
 #include "eval/needle.h"
+#include "eval/treatment.h"
 #include "model/tokenizer.h"
-#include "model/transformer.h"
 
 namespace oscarkv {
 namespace {
@@ -24,6 +22,7 @@ constexpr int kHiddenNumbers = 5;
 using Tokens = std::vector<int32_t>;
 
 struct Treatment {
+  TreatmentSetup setup;
   std::unique_ptr<Transformer> model;
   TreatmentResult result;
 };
@@ -38,6 +37,13 @@ struct Reference {
   std::vector<int> best;                // [kChunk]
 };
 
+float Quantile(std::vector<float> v, double q) {
+  if (v.empty()) return 0;
+  const auto at = v.begin() + static_cast<int64_t>(q * static_cast<double>(v.size() - 1));
+  std::nth_element(v.begin(), at, v.end());
+  return *at;
+}
+
 class Evaluator {
  public:
   Evaluator(const EvalOptions& options, const ModelConfig& config, const Tokenizer& tokenizer)
@@ -49,7 +55,10 @@ class Evaluator {
     plan.prompt_tokens = options_.window_tokens;
     plan.tokens = options_.windows * options_.window_tokens;
     plan.seed = options_.seed;
-    ASSIGN_OR_RETURN(const std::vector<Tokens> windows, MakePrompts(texts, tokenizer_, plan));
+    std::vector<Tokens> windows;
+    if (options_.windows >= 0) {
+      ASSIGN_OR_RETURN(windows, MakePrompts(texts, tokenizer_, plan));
+    }
     // Work grows with a prompt's length, here in units of a window.
     for (const int length : options_.needle_lengths)
       work_ += static_cast<double>(options_.needles) * length / options_.window_tokens;
@@ -71,27 +80,33 @@ class Evaluator {
     std::vector<std::string> names = {"bf16"};
     names.insert(names.end(), options_.treatments.begin(), options_.treatments.end());
     for (const std::string& name : names) {
-      ASSIGN_OR_RETURN(auto codec, TreatmentCodec(name,
-                                                  options_.fitted_dir.empty() ? options_.model_dir
-                                                                              : options_.fitted_dir,
-                                                  config_.kv_shape()));
       Treatment t;
+      ASSIGN_OR_RETURN(
+          t.setup, MakeTreatment(
+                       name, options_.fitted_dir.empty() ? options_.model_dir : options_.fitted_dir,
+                       config_.kv_shape()));
+      const KvCodec& codec = *t.setup.codec;
       t.result.name = name;
-      t.result.codec = codec->Describe();
-      if (codec->profile() != Profile::kBf16) {
+      t.result.codec = codec.Describe();
+      if (codec.profile() != Profile::kBf16) {
         const kernels::KvShape s = config_.kv_shape();
         t.result.bits = 8.0 * static_cast<double>(kernels::PageHeadBytes(s.head_dim)) /
                         (2.0 * kernels::kPageTokens * s.head_dim);
       }
       TransformerOptions model_options;
       model_options.compute = options_.compute;
-      model_options.history = PrefillHistory::kCanonical;
+      model_options.history = HistoryOf(t.setup.path);
       model_options.threads = options_.threads;
       ASSIGN_OR_RETURN(t.model,
-                       Transformer::Load(options_.model_dir, std::move(codec), model_options));
+                       Transformer::Load(options_.model_dir, t.setup.codec, model_options));
       treatments_.push_back(std::move(t));
     }
     return absl::OkStatus();
+  }
+
+  // Blocks keep their exact rows beside the pages, so that the two can be compared.
+  static bool HasPages(const Treatment& t) {
+    return t.setup.codec->profile() != Profile::kBf16 && t.setup.path == HistoryPath::kPages;
   }
 
   void Progress(double work) {
@@ -110,24 +125,27 @@ class Evaluator {
                       &t.result.divergence.window_top1})
         v->push_back(0);
     }
+    std::vector<std::vector<float>> kl(treatments_.size());
     int counted = 0;
     for (int start = 0; start < static_cast<int>(tokens.size()); start += kChunk) {
       const auto part = absl::MakeConstSpan(tokens).subspan(start, kChunk);
       Reference reference;
       for (size_t i = 0; i < treatments_.size(); ++i) {
         Treatment& t = treatments_[i];
-        if (measure_damage && i > 0) moments[i].Observe(t.model.get());
+        if (measure_damage && HasPages(t)) moments[i].Observe(t.model.get());
         PrefillChunk chunk;
         chunk.on_logits = [&](int row, const float* logits) {
           const int position = start + row;
           if (position < options_.first_position || position + 1 >= static_cast<int>(tokens.size()))
             return;
           counted += i == 0;
-          Count(i == 0, row, tokens[position + 1], logits, &reference, &t.result.divergence);
+          Count(i == 0, row, tokens[position + 1], logits, &reference, &t.result.divergence,
+                &kl[i]);
         };
-        const auto out = sequences[i]->Prefill(*t.model, part, start, chunk);
+        const absl::Status status =
+            PrefillTreatment(t.setup, t.model.get(), sequences[i].get(), part, start, chunk);
         t.model->set_layer_observer(nullptr);
-        RETURN_IF_ERROR(out.status());
+        RETURN_IF_ERROR(status);
       }
     }
     positions_ += counted;
@@ -135,13 +153,15 @@ class Evaluator {
       Divergence& d = treatments_[i].result.divergence;
       for (auto* v : {&d.window_kl, &d.window_nll, &d.window_top1})
         v->back() /= std::max(1, counted);
-      if (measure_damage && i > 0) MeasureLayers(moments[i], *sequences[i], &treatments_[i]);
+      d.window_p99.push_back(Quantile(std::move(kl[i]), 0.99));
+      if (measure_damage && HasPages(treatments_[i]))
+        MeasureLayers(moments[i], *sequences[i], &treatments_[i]);
     }
     return absl::OkStatus();
   }
 
   void Count(bool is_reference, int row, int next, const float* logits, Reference* reference,
-             Divergence* d) const {
+             Divergence* d, std::vector<float>* kls) const {
     const int n = config_.vocab_size;
     const double z = LogSumExp(logits, n);
     d->window_nll.back() += z - logits[next];
@@ -161,7 +181,7 @@ class Evaluator {
     const size_t at = static_cast<size_t>(row) * n;
     const double kl =
         KlDivergence(reference->log.data() + at, reference->probability.data() + at, logits, n);
-    d->kl.push_back(static_cast<float>(kl));
+    kls->push_back(static_cast<float>(kl));
     d->window_kl.back() += kl;
     d->window_top1.back() += Argmax(logits, n) == reference->best[row];
   }
@@ -245,8 +265,6 @@ class Evaluator {
     return sum;
   }
 
-  // The answer is given and every one of its tokens must be the most likely one: what greedy
-  // decoding would answer.
   absl::Status RunNeedles(const std::vector<Text>& texts, int length) {
     std::string book;
     for (const Text& text : texts) book += text.content;
@@ -254,44 +272,91 @@ class Evaluator {
       ASSIGN_OR_RETURN(const Tokens ids, tokenizer_.Encode(text));
       return ids.size();
     };
-    for (Treatment& t : treatments_) t.result.needles.push_back({length, options_.needles, 0});
-    for (int i = 0; i < options_.needles; ++i) {
-      const uint64_t seed = options_.seed * 1000003 + static_cast<uint64_t>(length) * 1000 + i;
+    for (int first = 0; first < options_.needles; first += kHiddenNumbers) {
+      const uint64_t seed = options_.seed * 1000003 + static_cast<uint64_t>(length) * 1000 + first;
       ASSIGN_OR_RETURN(const NeedleText text,
                        BuildNeedleText(book, length - 16, kHiddenNumbers, seed, count));
-      const Needle& needle = text.needles[i % kHiddenNumbers];
-      const std::string prompt = NeedlePrompt(text, needle);
-      ASSIGN_OR_RETURN(const Tokens question, tokenizer_.Encode(prompt));
-      ASSIGN_OR_RETURN(const Tokens answer, tokenizer_.Encode(absl::StrCat(" ", needle.number)));
-      Tokens tokens = question;
-      tokens.insert(tokens.end(), answer.begin(), answer.end());
-      for (Treatment& t : treatments_) {
-        ASSIGN_OR_RETURN(const bool right,
-                         Answers(t.model.get(), tokens, static_cast<int>(question.size())));
-        t.result.needles.back().right += right;
+      std::vector<Question> questions;
+      for (int i = 0; i < std::min(kHiddenNumbers, options_.needles - first); ++i) {
+        Question q;
+        ASSIGN_OR_RETURN(q.tokens, tokenizer_.Encode(NeedlePrompt(text, text.needles[i])));
+        q.asked = static_cast<int>(q.tokens.size());
+        ASSIGN_OR_RETURN(const Tokens answer,
+                         tokenizer_.Encode(absl::StrCat(" ", text.needles[i].number)));
+        q.tokens.insert(q.tokens.end(), answer.begin(), answer.end());
+        questions.push_back(std::move(q));
       }
-      Progress(static_cast<double>(length) / options_.window_tokens);
+      for (Treatment& t : treatments_) {
+        ASSIGN_OR_RETURN(std::vector<int> right, Answers(t, questions));
+        t.result.needles.push_back({length, std::move(right)});
+      }
+      Progress(static_cast<double>(length * questions.size()) / options_.window_tokens);
     }
     return absl::OkStatus();
   }
 
-  absl::StatusOr<bool> Answers(Transformer* model, const Tokens& tokens, int asked) const {
-    LocalSequence sequence(*model, static_cast<int>(tokens.size()));
+  // A question with its answer behind it.
+  struct Question {
+    Tokens tokens;
+    int asked = 0;  // where the answer starts
+  };
+
+  // Whole blocks that the tokens of all questions begin with.
+  static int SharedTokens(const std::vector<Question>& questions) {
+    int shared = questions[0].asked - 1;
+    for (const Question& q : questions) {
+      const auto limit = q.tokens.begin() + std::min(shared, q.asked - 1);
+      shared = static_cast<int>(
+          std::mismatch(q.tokens.begin(), limit, questions[0].tokens.begin()).first -
+          q.tokens.begin());
+    }
+    return shared / kBlockTokens * kBlockTokens;
+  }
+
+  // 1 for every question of whose answer each token is the most likely one: what greedy decoding
+  // would answer. What the questions share is computed once; chunks are cut at whole blocks, so
+  // that the outcome is that of each on its own.
+  absl::StatusOr<std::vector<int>> Answers(const Treatment& t,
+                                           const std::vector<Question>& questions) const {
+    // The other paths replace blocks for good.
+    const int shared = t.setup.path == HistoryPath::kPages ? SharedTokens(questions) : 0;
+    size_t longest = 0;
+    for (const Question& q : questions) longest = std::max(longest, q.tokens.size());
+    std::unique_ptr<LocalSequence> sequence;
+    std::vector<int> right;
+    for (const Question& q : questions) {
+      if (sequence == nullptr || shared == 0) {
+        sequence = std::make_unique<LocalSequence>(*t.model, static_cast<int>(longest));
+        for (int start = 0; start < shared; start += kChunk) {
+          const auto part =
+              absl::MakeConstSpan(q.tokens).subspan(start, std::min(kChunk, shared - start));
+          RETURN_IF_ERROR(
+              PrefillTreatment(t.setup, t.model.get(), sequence.get(), part, start, {}));
+        }
+      }
+      ASSIGN_OR_RETURN(const bool answered, Answer(t, q, shared, sequence.get()));
+      right.push_back(answered);
+    }
+    return right;
+  }
+
+  absl::StatusOr<bool> Answer(const Treatment& t, const Question& q, int from,
+                              LocalSequence* sequence) const {
     bool right = true;
-    const int size = static_cast<int>(tokens.size());
-    for (int start = 0; start < size; start += kChunk) {
+    const int size = static_cast<int>(q.tokens.size());
+    for (int start = from; start < size; start += kChunk) {
       PrefillChunk chunk;
-      if (start + kChunk >= asked) {
-        chunk.logits_from = std::max(0, asked - 1 - start);
+      if (start + kChunk >= q.asked) {
+        chunk.logits_from = std::max(0, q.asked - 1 - start);
         chunk.on_logits = [&](int row, const float* logits) {
           const int position = start + row;
-          if (position < asked - 1 || position + 1 >= size) return;
-          right &= Argmax(logits, config_.vocab_size) == tokens[position + 1];
+          if (position < q.asked - 1 || position + 1 >= size) return;
+          right &= Argmax(logits, config_.vocab_size) == q.tokens[position + 1];
         };
       }
-      RETURN_IF_ERROR(
-          sequence.Prefill(*model, absl::MakeConstSpan(tokens).subspan(start, kChunk), start, chunk)
-              .status());
+      RETURN_IF_ERROR(PrefillTreatment(t.setup, t.model.get(), sequence,
+                                       absl::MakeConstSpan(q.tokens).subspan(start, kChunk), start,
+                                       chunk));
     }
     return right;
   }
@@ -304,15 +369,6 @@ class Evaluator {
   int positions_ = 0;
   double work_ = 0, done_ = 0;
 };
-
-absl::StatusOr<std::shared_ptr<const KvCodec>> NaiveCodec(const kernels::KvShape& shape) {
-  const size_t d = shape.head_dim;
-  std::vector<float> identity(d * d);
-  for (size_t i = 0; i < d; ++i) identity[i * d + i] = 1;
-  RotationSet set(shape);
-  for (int l = 0; l < shape.num_layers; ++l) RETURN_IF_ERROR(set.SetLayer(l, 1, identity));
-  return std::make_shared<const OscarCodec>(set, set, 1.0f, 1.0f, true, "no rotation");
-}
 
 }  // namespace
 
@@ -330,46 +386,6 @@ double KlDivergence(const float* reference_log, const float* reference, const fl
   for (int v = 0; v < n; ++v)
     kl += double{reference[v]} * (double{reference_log[v]} - (double{logits[v]} - z));
   return kl;
-}
-
-Interval WilsonInterval(int right, int n) {
-  if (n == 0) return {0, 1};
-  const double z = 1.959964, p = static_cast<double>(right) / n, f = 1 + z * z / n;
-  const double middle = (p + z * z / (2 * n)) / f;
-  const double half = z * std::sqrt(p * (1 - p) / n + z * z / (4.0 * n * n)) / f;
-  return {std::max(0.0, middle - half), std::min(1.0, middle + half)};
-}
-
-absl::StatusOr<std::shared_ptr<const KvCodec>> TreatmentCodec(const std::string& name,
-                                                              const std::string& files_dir,
-                                                              const kernels::KvShape& shape) {
-  CodecOptions options;
-  if (name == "naive") return NaiveCodec(shape);
-  if (name == "bf16") {
-    options.profile = Profile::kBf16;
-  } else if (name == "hadamard") {
-    options.data_free = true;
-  } else if (name == "oscar") {
-    RETURN_IF_ERROR(FindCodecFiles(files_dir, &options));
-    if (options.data_free) {
-      return absl::NotFoundError(absl::StrCat(files_dir, " has no rotation files for oscar"));
-    }
-  } else if (name == "shaped" || name == "shaped-0" || name == "shaped-sym") {
-    options.profile = Profile::kShaped;
-    RETURN_IF_ERROR(FindCodecFiles(files_dir, &options));
-    if (name == "shaped-0") options.sweeps = 0;
-    if (name == "shaped-sym") {
-      ASSIGN_OR_RETURN(const ShapedParameters p, ReadShapedFile(options.shaped_file, shape));
-      ASSIGN_OR_RETURN(auto codec,
-                       ShapedCodec::Create(p, {.symmetric = true}, options.shaped_file));
-      return codec;
-    }
-  } else {
-    return absl::InvalidArgumentError(
-        absl::StrCat("treatment \"", name,
-                     "\", known are naive, hadamard, oscar, shaped, shaped-0 and shaped-sym"));
-  }
-  return CreateCodec(options, shape);
 }
 
 absl::StatusOr<EvalReport> Evaluate(const EvalOptions& options) {

@@ -1,101 +1,229 @@
-// The report of an evaluation as a table for people and as JSON.
+// The report of an evaluation as tables for people, and its arithmetic.
+#include "eval/report.h"
+
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "eval/evaluate.h"
-#include "nlohmann/json.hpp"
 
 namespace oscarkv {
 namespace {
 
-double Mean(const std::vector<double>& v) {
+double MeanWithout(const std::vector<double>& v, int left_out) {
   double sum = 0;
-  for (const double x : v) sum += x;
-  return v.empty() ? 0 : sum / static_cast<double>(v.size());
+  for (int i = 0; i < static_cast<int>(v.size()); ++i) sum += i == left_out ? 0 : v[i];
+  const size_t n = v.size() - (left_out >= 0 ? 1 : 0);
+  return n == 0 ? 0 : sum / static_cast<double>(n);
+}
+double Mean(const std::vector<double>& v) {
+  return MeanWithout(v, -1);
 }
 
-// 95 % half-width of a mean over windows, by the normal approximation; 0 for fewer than two.
 double HalfWidth(const std::vector<double>& v) {
   if (v.size() < 2) return 0;
-  const double mean = Mean(v);
-  double squares = 0;
-  for (const double x : v) squares += (x - mean) * (x - mean);
-  const auto n = static_cast<double>(v.size());
-  return 1.96 * std::sqrt(squares / (n - 1) / n);
+  const Interval i =
+      JackknifeInterval(static_cast<int>(v.size()), [&](int out) { return MeanWithout(v, out); });
+  return (i.high - i.low) / 2;
 }
 
-double Quantile(std::vector<float> v, double q) {
-  if (v.empty()) return 0;
-  const auto at = v.begin() + static_cast<int64_t>(q * static_cast<double>(v.size() - 1));
-  std::nth_element(v.begin(), at, v.end());
-  return *at;
-}
-
-}  // namespace
-
-std::string EvalReport::ToTable() const {
-  std::string out = absl::StrFormat(
-      "%d positions of %d windows\n| treatment | bits | perplexity | KL to bf16 | KL p99 | top-1 |",
-      positions, static_cast<int>(treatments[0].divergence.window_nll.size()));
-  for (const NeedleCount& n : treatments[0].needles)
-    absl::StrAppendFormat(&out, " needles at %d |", n.length);
-  absl::StrAppend(&out, "\n|---|---|---|---|---|---|");
-  for (size_t i = 0; i < treatments[0].needles.size(); ++i) absl::StrAppend(&out, "---|");
-  for (const TreatmentResult& t : treatments) {
-    const Divergence& d = t.divergence;
-    absl::StrAppendFormat(&out, "\n| %s | %.4g | %.3f | %.4f +- %.4f | %.3f | %.4f |", t.name,
-                          t.bits, std::exp(Mean(d.window_nll)), Mean(d.window_kl),
-                          HalfWidth(d.window_kl), Quantile(d.kl, 0.99), Mean(d.window_top1));
-    for (const NeedleCount& n : t.needles) {
-      const Interval i = WilsonInterval(n.right, n.prompts);
-      absl::StrAppendFormat(&out, " %d of %d (%.2f-%.2f) |", n.right, n.prompts, i.low, i.high);
+struct Count {
+  int right = 0, prompts = 0;
+};
+// By length.
+std::map<int, Count> Counts(const std::vector<NeedleScore>& scores) {
+  std::map<int, Count> counts;
+  for (const NeedleScore& s : scores) {
+    for (const int right : s.right) {
+      counts[s.length].right += right;
+      ++counts[s.length].prompts;
     }
   }
-  absl::StrAppend(&out, "\n\nPer layer, score error in nats / value error relative\n| layer |");
-  for (const TreatmentResult& t : treatments) {
-    if (!t.layers.empty()) absl::StrAppend(&out, " ", t.name, " |");
+  return counts;
+}
+
+std::string Share(const Count& c) {
+  const Interval i = WilsonInterval(c.right, c.prompts);
+  return absl::StrFormat(" %d of %d (%.3f-%.3f) |", c.right, c.prompts, i.low, i.high);
+}
+
+void AppendRule(int columns, std::string* out) {
+  absl::StrAppend(out, "\n|");
+  for (int i = 0; i < columns; ++i) absl::StrAppend(out, "---|");
+}
+
+std::string Figures(const EvalReport& r) {
+  const bool windows = !r.treatments[0].divergence.window_nll.empty();
+  const std::map<int, Count> lengths = Counts(r.treatments[0].needles);
+  std::string out = absl::StrFormat("%d positions of %d windows\n| treatment | bits |", r.positions,
+                                    static_cast<int>(r.treatments[0].divergence.window_nll.size()));
+  int columns = 2;
+  if (windows) {
+    absl::StrAppend(&out, " perplexity | KL to bf16 | KL p99 | top-1 |");
+    columns += 4;
   }
-  absl::StrAppend(&out, "\n|---|");
-  size_t layers = 0;
-  for (const TreatmentResult& t : treatments) {
-    if (!t.layers.empty()) absl::StrAppend(&out, "---|");
-    layers = std::max(layers, t.layers.size());
+  for (const auto& [length, unused] : lengths) {
+    absl::StrAppendFormat(&out, " needles at %d |", length);
+    ++columns;
   }
-  for (size_t l = 0; l < layers; ++l) {
-    absl::StrAppend(&out, "\n| ", l, " |");
-    for (const TreatmentResult& t : treatments) {
-      if (!t.layers.empty())
-        absl::StrAppendFormat(&out, " %.3f / %.3f |", t.layers[l].score, t.layers[l].value);
+  if (lengths.size() > 1) {
+    absl::StrAppend(&out, " all needles |");
+    ++columns;
+  }
+  AppendRule(columns, &out);
+  for (const TreatmentResult& t : r.treatments) {
+    const Divergence& d = t.divergence;
+    absl::StrAppendFormat(&out, "\n| %s | %.4g |", t.name, t.bits);
+    if (windows) {
+      absl::StrAppendFormat(&out, " %.3f | %.4f +- %.4f | %.3f | %.4f |",
+                            std::exp(Mean(d.window_nll)), Mean(d.window_kl), HalfWidth(d.window_kl),
+                            Mean(d.window_p99), Mean(d.window_top1));
+    }
+    Count all;
+    for (const auto& [length, count] : Counts(t.needles)) {
+      absl::StrAppend(&out, Share(count));
+      all.right += count.right;
+      all.prompts += count.prompts;
+    }
+    if (lengths.size() > 1) absl::StrAppend(&out, Share(all));
+  }
+  return out + "\n";
+}
+
+std::string Differences(const EvalReport& r) {
+  size_t base = 1;
+  for (size_t i = 1; i < r.treatments.size(); ++i) {
+    if (r.treatments[i].name == "oscar") base = i;
+  }
+  if (r.treatments.size() < 3) return "";
+  const TreatmentResult& baseline = r.treatments[base];
+  std::string out =
+      absl::StrCat("\nAgainst ", baseline.name,
+                   " on the same windows and prompts (95 % intervals)\n| treatment ",
+                   "| KL, share of it | perplexity loss, share of it | needles: only this / only ",
+                   baseline.name, " right | difference of the shares |");
+  AppendRule(5, &out);
+  for (size_t i = 0; i < r.treatments.size(); ++i) {
+    if (i == base) continue;
+    const PairedComparison c = Compare(r.treatments[0], baseline, r.treatments[i]);
+    absl::StrAppendFormat(&out, "\n| %s |", c.name);
+    if (c.has_windows) {
+      absl::StrAppendFormat(&out, " %.3f (%.3f to %.3f) | %.3f (%.3f to %.3f) |", c.kl_ratio,
+                            c.kl_interval.low, c.kl_interval.high, c.loss_ratio,
+                            c.loss_interval.low, c.loss_interval.high);
+    } else {
+      absl::StrAppend(&out, " - | - |");
+    }
+    if (c.questions > 0) {
+      absl::StrAppendFormat(&out, " %d / %d of %d | %+.4f (%+.4f to %+.4f) |", c.only_this,
+                            c.only_other, c.questions, c.needle_difference(), c.needle_interval.low,
+                            c.needle_interval.high);
+    } else {
+      absl::StrAppend(&out, " - | - |");
     }
   }
   return out + "\n";
 }
 
-std::string EvalReport::ToJson() const {
-  nlohmann::json json = {{"positions", positions}, {"treatments", nlohmann::json::array()}};
-  for (const TreatmentResult& t : treatments) {
-    const Divergence& d = t.divergence;
-    nlohmann::json item = {{"name", t.name},
-                           {"codec", t.codec},
-                           {"bits", t.bits},
-                           {"perplexity", std::exp(Mean(d.window_nll))},
-                           {"kl", Mean(d.window_kl)},
-                           {"kl_half_width", HalfWidth(d.window_kl)},
-                           {"kl_p99", Quantile(d.kl, 0.99)},
-                           {"top1", Mean(d.window_top1)},
-                           {"window_kl", d.window_kl},
-                           {"window_nll", d.window_nll},
-                           {"needles", nlohmann::json::array()},
-                           {"layers", nlohmann::json::array()}};
-    for (const NeedleCount& n : t.needles)
-      item["needles"].push_back({{"length", n.length}, {"prompts", n.prompts}, {"right", n.right}});
-    for (const LayerDamage& l : t.layers)
-      item["layers"].push_back({{"score_error", l.score}, {"value_error", l.value}});
-    json["treatments"].push_back(std::move(item));
+std::string Layers(const EvalReport& r) {
+  std::string head, rule = "\n|---|", body;
+  size_t layers = 0;
+  for (const TreatmentResult& t : r.treatments) {
+    if (t.layers.empty()) continue;
+    absl::StrAppend(&head, " ", t.name, " |");
+    absl::StrAppend(&rule, "---|");
+    layers = std::max(layers, t.layers.size());
   }
-  return json.dump(1) + "\n";
+  if (layers == 0) return "";
+  for (size_t l = 0; l < layers; ++l) {
+    absl::StrAppend(&body, "\n| ", l, " |");
+    for (const TreatmentResult& t : r.treatments) {
+      if (!t.layers.empty())
+        absl::StrAppendFormat(&body, " %.3f / %.3f |", t.layers[l].score, t.layers[l].value);
+    }
+  }
+  return absl::StrCat("\nPer layer, score error in nats / value error relative\n| layer |", head,
+                      rule, body, "\n");
+}
+
+}  // namespace
+
+PairedComparison Compare(const TreatmentResult& bf16, const TreatmentResult& baseline,
+                         const TreatmentResult& treatment) {
+  PairedComparison out;
+  out.name = treatment.name;
+  const Divergence &b = baseline.divergence, &t = treatment.divergence;
+  const int windows = static_cast<int>(b.window_kl.size());
+  if (windows > 0 && Mean(b.window_kl) > 0) {
+    out.has_windows = true;
+    const auto kl = [&](int left_out) {
+      return MeanWithout(t.window_kl, left_out) / MeanWithout(b.window_kl, left_out);
+    };
+    const auto loss = [&](int left_out) {
+      const double exact = std::exp(MeanWithout(bf16.divergence.window_nll, left_out));
+      return (std::exp(MeanWithout(t.window_nll, left_out)) - exact) /
+             (std::exp(MeanWithout(b.window_nll, left_out)) - exact);
+    };
+    out.kl_ratio = kl(-1);
+    out.kl_interval = JackknifeInterval(windows, kl);
+    out.loss_ratio = loss(-1);
+    out.loss_interval = JackknifeInterval(windows, loss);
+  }
+  // Differences and questions per text: the texts were drawn, not the questions.
+  std::vector<int> differences, questions;
+  for (size_t i = 0; i < treatment.needles.size(); ++i) {
+    const std::vector<int>&ours = treatment.needles[i].right, &theirs = baseline.needles[i].right;
+    int difference = 0;
+    for (size_t q = 0; q < ours.size(); ++q) {
+      out.only_this += ours[q] > theirs[q];
+      out.only_other += ours[q] < theirs[q];
+      difference += ours[q] - theirs[q];
+    }
+    differences.push_back(difference);
+    questions.push_back(static_cast<int>(ours.size()));
+    out.questions += questions.back();
+  }
+  out.needle_interval = JackknifeInterval(static_cast<int>(questions.size()), [&](int left_out) {
+    int difference = out.only_this - out.only_other, n = out.questions;
+    if (left_out >= 0) {
+      difference -= differences[left_out];
+      n -= questions[left_out];
+    }
+    return n == 0 ? 0 : static_cast<double>(difference) / n;
+  });
+  return out;
+}
+
+std::string EvalReport::ToTable() const {
+  return absl::StrCat(Figures(*this), Differences(*this), Layers(*this));
+}
+
+absl::Status EvalReport::Add(const EvalReport& other) {
+  const auto names = [](const EvalReport& r) {
+    std::string all;
+    for (const TreatmentResult& t : r.treatments)
+      absl::StrAppend(&all, all.empty() ? "" : ",", t.name);
+    return all;
+  };
+  if (names(*this) != names(other)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("it holds treatments ", names(other), ", expected ", names(*this)));
+  }
+  positions += other.positions;
+  for (size_t i = 0; i < treatments.size(); ++i) {
+    TreatmentResult& to = treatments[i];
+    const TreatmentResult& from = other.treatments[i];
+    for (const auto field : {&Divergence::window_kl, &Divergence::window_nll,
+                             &Divergence::window_top1, &Divergence::window_p99}) {
+      const std::vector<double>& more = from.divergence.*field;
+      (to.divergence.*field).insert((to.divergence.*field).end(), more.begin(), more.end());
+    }
+    to.needles.insert(to.needles.end(), from.needles.begin(), from.needles.end());
+    if (to.layers.empty()) to.layers = from.layers;
+    if (to.codec.empty()) to.codec = from.codec;
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace oscarkv
