@@ -1,5 +1,6 @@
 #include "codec/shaped_file.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -7,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "codec/tensor_file.h"
 #include "common/status_macros.h"
+#include "kernels/types.h"
 
 namespace oscarkv {
 namespace {
@@ -57,6 +59,15 @@ absl::Status CheckMetadata(const TensorFile& file, const std::string& key,
                                                  expected, "\""));
 }
 
+void AddExactly(const std::string& name, std::vector<int64_t> shape,
+                const std::vector<float>& values, TensorFileWriter* file) {
+  const bool exact = std::all_of(values.begin(), values.end(), [](float v) {
+    return kernels::Fp16ToFloat(kernels::FloatToFp16(v)) == v;
+  });
+  exact ? file->AddF16(name, std::move(shape), values)
+        : file->AddF32(name, std::move(shape), values);
+}
+
 }  // namespace
 
 std::string WriteShapedFile(const ShapedParameters& p) {
@@ -72,9 +83,9 @@ std::string WriteShapedFile(const ShapedParameters& p) {
   for (int layer = 0; layer < p.shape.num_layers; ++layer) {
     for (int side : {0, 1}) {
       const ShapedSide& s = p.at(layer, static_cast<kernels::Side>(side));
-      file.AddF32(Name(layer, side, "transform"), {heads, d, d}, s.transform);
+      AddExactly(Name(layer, side, "transform"), {heads, d, d}, s.transform, &file);
       file.AddF32(Name(layer, side, "mean"), {heads, d}, s.mean);
-      file.AddF32(Name(layer, side, "metric"), {heads, d, d}, s.metric);
+      AddExactly(Name(layer, side, "metric"), {heads, d, d}, s.metric, &file);
       file.AddF32(Name(layer, side, "choice"), {2}, {s.widen, s.gain});
     }
   }

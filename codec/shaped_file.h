@@ -1,6 +1,8 @@
 // The file of profile `shaped`: what calibration fitted, for all layers and both sides (K, V).
 //
-// safetensors with, per layer N and side ("key", "value"), in fp32:
+// safetensors with, per layer N and side ("key", "value"), in fp32, or in fp16 where that holds the
+// values exactly (calibration rounds matrices to fp16, which halves the file and costs nothing that
+// can be measured: what undoes a transform is computed from the rounded one):
 //   layers.N.SIDE.transform [kv_heads, d, d]  M: a row x becomes y = (x - mean) M
 //   layers.N.SIDE.mean      [kv_heads, d]
 //   layers.N.SIDE.metric    [kv_heads, d, d]  W: what an error n of y costs is n W n^T, up to scale

@@ -210,6 +210,12 @@ void TensorFileWriter::AddF64(const std::string& name, std::vector<int64_t> shap
                               absl::Span<const double> values) {
   Add(name, "F64", std::move(shape), values.data(), values.size() * sizeof(double));
 }
+void TensorFileWriter::AddF16(const std::string& name, std::vector<int64_t> shape,
+                              absl::Span<const float> values) {
+  std::vector<kernels::Fp16> rounded(values.size());
+  std::transform(values.begin(), values.end(), rounded.begin(), kernels::FloatToFp16);
+  Add(name, "F16", std::move(shape), rounded.data(), rounded.size() * sizeof(kernels::Fp16));
+}
 
 std::string TensorFileWriter::Finish() const {
   Json header = Json::object();  // sorted keys: the same bytes for the same content

@@ -64,6 +64,8 @@ class TensorFileWriter {
   // `values` has the product of `shape` elements. A name is added once.
   void AddF32(const std::string& name, std::vector<int64_t> shape, absl::Span<const float> values);
   void AddF64(const std::string& name, std::vector<int64_t> shape, absl::Span<const double> values);
+  // Rounded to nearest.
+  void AddF16(const std::string& name, std::vector<int64_t> shape, absl::Span<const float> values);
   std::string Finish() const;
 
  private:

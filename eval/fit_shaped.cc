@@ -88,12 +88,36 @@ class SideFitter {
           absl::StrCat("layer ", layer_, side_ == kernels::Side::kKey ? ", K" : ", V", ", kv head ",
                        h, ": ", fit.status().message()));
     }
+    Round(&fit->transform);
     Head head;
+    ASSIGN_OR_RETURN(ShapedTables tables, RoundMetric(&fit->metric));
     head.metric.assign(fit->metric.begin(), fit->metric.end());
-    ASSIGN_OR_RETURN(ShapedTables tables, ShapedTables::Create(head.metric.data(), d_));
     head.tables = std::make_shared<const ShapedTables>(std::move(tables));
     head.fit = std::make_shared<const ShapedFit>(*std::move(fit));
     return head;
+  }
+
+  // To what the file holds in half the bytes.
+  static void Round(std::vector<double>* values) {
+    for (double& v : *values) v = kernels::Fp16ToFloat(kernels::FloatToFp16(static_cast<float>(v)));
+  }
+
+  // Rounds a metric, too, which may take its definiteness if it is ill-conditioned: then with the
+  // least of a few ridges that keeps it.
+  absl::StatusOr<ShapedTables> RoundMetric(std::vector<double>* metric) const {
+    absl::Status status;
+    for (const double ridge : {0.0, 1e-3, 1e-2, 1e-1}) {  // of the mean diagonal, which is 1
+      std::vector<double> rounded = *metric;
+      for (int i = 0; i < d_; ++i) rounded[i * d_ + i] += ridge;
+      Round(&rounded);
+      const std::vector<float> values(rounded.begin(), rounded.end());
+      absl::StatusOr<ShapedTables> tables = ShapedTables::Create(values.data(), d_);
+      status = tables.status();
+      if (!tables.ok()) continue;
+      *metric = std::move(rounded);
+      return tables;
+    }
+    return status;
   }
 
   double Damage(int h, const Head& head, float widen, float gain) const {

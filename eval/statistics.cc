@@ -18,7 +18,7 @@ Interval WilsonInterval(int right, int n) {
 double StudentQuantile(int degrees) {
   constexpr double kFew[] = {12.7062, 4.3027, 3.1824, 2.7764};
   if (degrees <= 4) return kFew[std::max(degrees, 1) - 1];
-  // Cornish and Fisher's expansion about the normal quantile: within 0.002 from five degrees on.
+  // Cornish and Fisher's expansion about the normal quantile: within 0.004 from five degrees on.
   const double z = 1.959964, n = degrees, z3 = z * z * z, z5 = z3 * z * z;
   return z + (z3 + z) / (4 * n) + (5 * z5 + 16 * z3 + 3 * z) / (96 * n * n) +
          (3 * z5 * z * z + 19 * z5 + 17 * z3 - 15 * z) / (384 * n * n * n);

@@ -24,11 +24,6 @@ TEST(EvaluateTest, Arithmetic) {
   EXPECT_NEAR(KlDivergence(log_p, p, logits, 2), 0, 1e-6);
   EXPECT_NEAR(KlDivergence(log_p, p, other, 2),
               0.25 * std::log(0.25 / 0.5) + 0.75 * std::log(0.75 / 0.5), 1e-6);
-  const Interval i = WilsonInterval(8, 10);  // Wilson's own formula, by hand
-  EXPECT_NEAR(i.low, 0.4902, 1e-4);
-  EXPECT_NEAR(i.high, 0.9433, 1e-4);
-  EXPECT_EQ(WilsonInterval(0, 0).high, 1);
-  EXPECT_NEAR(WilsonInterval(10, 10).high, 1, 1e-9);
 }
 
 // Fits shaped on one book, evaluates on the other: the order of the treatments is what the design
@@ -59,22 +54,26 @@ TEST(EvaluateTest, OrderOfTreatments) {
   EvalOptions options;
   options.model_dir = "models/reference";
   options.text_files = {"tests/data/wendigo.txt"};
-  options.treatments = {"naive", "oscar", "shaped"};
+  options.treatments = {"naive", "oscar", "shaped", "oscar-fake", "oscar-nowin"};
   options.fitted_dir = dir;
   options.windows = 1;
   options.window_tokens = 1536;
   options.needle_lengths = {1024};
-  options.needles = 1;
+  options.needles = 2;
   options.compute = kernels::Compute::kFp32;
   const auto report = Evaluate(options);
   ASSERT_TRUE(report.ok()) << report.status();
-  ASSERT_EQ(report->treatments.size(), 4u);
+  ASSERT_EQ(report->treatments.size(), 6u);
   EXPECT_EQ(report->positions, 1536 - 1 - 600);
   const auto kl = [&](int i) { return report->treatments[i].divergence.window_kl[0]; };
   EXPECT_EQ(kl(0), 0);
   EXPECT_LT(kl(2), 0.5 * kl(1));
   EXPECT_LT(kl(3), 0.7 * kl(2));
   EXPECT_GT(kl(3), 1e-4);
+  // Codes, pages and attention over them against floating point: two paths that share no code but
+  // the model.
+  EXPECT_NEAR(kl(4), kl(2), 0.1 * kl(2));
+  EXPECT_GT(kl(5), 1.5 * kl(2));
   const auto& shaped = report->treatments[3];
   EXPECT_EQ(shaped.bits, 2.25);
   EXPECT_GT(shaped.divergence.window_p99[0], shaped.divergence.window_kl[0]);
@@ -84,12 +83,20 @@ TEST(EvaluateTest, OrderOfTreatments) {
     EXPECT_LT(shaped.layers[l].value, report->treatments[1].layers[l].value);
   }
   ASSERT_EQ(report->treatments[0].needles.size(), 1u);
-  EXPECT_EQ(report->treatments[0].needles[0].right.size(), 1u);
+  EXPECT_EQ(report->treatments[0].needles[0].right.size(), 2u);
   EXPECT_THAT(report->ToTable(), HasSubstr("| shaped | 2.25 |"));
   const auto json = nlohmann::json::parse(report->ToJson(), nullptr, false);
   ASSERT_FALSE(json.is_discarded());
   EXPECT_EQ(json["treatments"][3]["name"], "shaped");
-  EXPECT_EQ(json["treatments"][3]["layers"].size(), 8u);
+  EXPECT_EQ(json["treatments"][3]["layer_score_error"].size(), 8u);
+  auto again = EvalReport::FromJson(report->ToJson());
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(again->ToTable(), report->ToTable());
+  ASSERT_TRUE(again->Add(*report).ok());
+  EXPECT_EQ(again->positions, 2 * report->positions);
+  EXPECT_EQ(again->treatments[1].divergence.window_kl.size(), 2u);
+  again->treatments.pop_back();
+  EXPECT_THAT(std::string(again->Add(*report).message()), HasSubstr("oscar-nowin, expected bf16"));
   std::filesystem::remove_all(dir);
 }
 
