@@ -2,6 +2,7 @@
 // role.
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 
 #include "absl/strings/str_cat.h"
@@ -38,6 +39,9 @@ class ServeCommand final : public Command {
     table->AddInt("kvstores", &kvstores_, 1, 64, "KV nodes");
     table->AddInt("prefill-workers", &prefills_, 1, 16, "Prefill workers");
     table->AddInt("attention-workers", &attentions_, 1, 16, "Attention workers");
+    table->AddInt("replicas", &replicas_, 1, 8,
+                  "KV nodes that hold each block; they share this machine's fate, so more than one "
+                  "only survives the end of a node's process");
     table->AddBytes("capacity", &capacity_, 16 << 20, uint64_t{1} << 50, "Memory of each KV node");
     table->AddChoice("profile", &profile_, {"oscar", "shaped", "bf16"},
                      "How the KV cache is stored");
@@ -57,9 +61,12 @@ class ServeCommand final : public Command {
 
  private:
   std::vector<std::string> WorkerArgs(const std::string& nodes) const {
-    return {"--model",           model_,   "--nodes",     nodes,      "--profile",   profile_,
-            "--prefill-history", history_, "--data-path", data_path_, "--ucx-lanes", ucx_lanes_};
+    return {"--model",           model_,    "--nodes",     nodes,      "--profile",   profile_,
+            "--prefill-history", history_,  "--data-path", data_path_, "--ucx-lanes", ucx_lanes_,
+            "--replicas",        Replicas()};
   }
+
+  std::string Replicas() const { return absl::StrCat(std::min(replicas_, kvstores_)); }
 
   // In one process: the same tables as the role commands', filled with the same arguments.
   absl::Status RunInProcess() {
@@ -137,16 +144,16 @@ class ServeCommand final : public Command {
     ASSIGN_OR_RETURN(const std::string prefills, start_some("prefill", prefills_, worker_args));
     ASSIGN_OR_RETURN(const std::string attentions,
                      start_some("attention", attentions_, worker_args));
-    return start("gateway",
-                 {"--model", model_, "--nodes", nodes, "--prefill", prefills, "--attention",
-                  attentions, "--listen", listen_, "--http-listen", http_listen_});
+    return start("gateway", {"--model", model_, "--nodes", nodes, "--replicas", Replicas(),
+                             "--prefill", prefills, "--attention", attentions, "--listen", listen_,
+                             "--http-listen", http_listen_});
   }
 
   std::string model_ = "models/reference", listen_ = "127.0.0.1:7400", profile_ = "oscar",
               history_ = "exact";
   std::string http_listen_, data_path_ = "ucx", ucx_lanes_ = "auto", log_dir_;
   bool processes_ = false;
-  int kvstores_ = 1, prefills_ = 1, attentions_ = 1;
+  int kvstores_ = 1, replicas_ = 1, prefills_ = 1, attentions_ = 1;
   uint64_t capacity_ = uint64_t{1} << 30;
   auth::SecurityOptions security_;  // of all roles
   RoleOptions role_;

@@ -17,21 +17,34 @@ std::string Percent(uint64_t part, uint64_t whole) {
                                                      static_cast<double>(whole));
 }
 
+std::string Zone(const v1::StoreNodeStatus& n) {
+  return n.zone().empty() ? "-" : n.zone();
+}
+
+// How the nodes make up the store.
+std::string StoreLine(const v1::GetStatusResponse& s) {
+  std::string line = absl::StrCat("store: ", s.nodes_size(), " nodes (", s.membership(),
+                                  "), copies of each block: ", s.replicas());
+  if (!s.membership_error().empty())
+    absl::StrAppend(&line, "   MEMBERSHIP NOT REACHABLE, last known list: ", s.membership_error());
+  return line;
+}
+
 std::string NodeTable(const v1::GetStatusResponse& s) {
-  std::vector<std::vector<std::string>> rows = {{"KV NODE", "STATE", "CAPACITY", "USED", "2-BIT",
-                                                 "BF16", "HAND-OVER", "PINNED", "HIT RATE",
+  std::vector<std::vector<std::string>> rows = {{"KV NODE", "ZONE", "STATE", "CAPACITY", "USED",
+                                                 "2-BIT", "BF16", "HAND-OVER", "PINNED", "HIT RATE",
                                                  "EVICTIONS", "SESSIONS"}};
   for (const v1::StoreNodeStatus& n : s.nodes()) {
     if (!n.reachable()) {
-      rows.push_back({n.endpoint(), absl::StrCat("DOWN: ", n.error())});
+      rows.push_back({n.endpoint(), Zone(n), absl::StrCat("DOWN: ", n.error())});
       continue;
     }
     const auto kind = [](uint64_t bytes, uint64_t blocks) {
       return absl::StrCat(FormatBytes(bytes), " (", blocks, ")");
     };
-    rows.push_back({n.endpoint(), "up", FormatBytes(n.capacity_bytes()),
-                    FormatBytes(n.used_bytes()), kind(n.page_bytes(), n.page_blocks()),
-                    kind(n.bf16_bytes(), n.bf16_blocks()),
+    rows.push_back({n.endpoint(), Zone(n), n.draining() ? "draining" : "up",
+                    FormatBytes(n.capacity_bytes()), FormatBytes(n.used_bytes()),
+                    kind(n.page_bytes(), n.page_blocks()), kind(n.bf16_bytes(), n.bf16_blocks()),
                     kind(n.handover_bytes(), n.handover_blocks()), FormatBytes(n.pinned_bytes()),
                     Percent(n.hits(), n.hits() + n.misses()), absl::StrCat(n.evictions()),
                     absl::StrCat(n.sessions())});
@@ -78,7 +91,7 @@ class StatusCommand final : public Command {
     ASSIGN_OR_RETURN(std::unique_ptr<GatewayClient> client,
                      GatewayClient::Connect(gateway_, std::chrono::seconds(5)));
     ASSIGN_OR_RETURN(const v1::GetStatusResponse s, client->GetStatus());
-    std::printf("%s\n%s\n", NodeTable(s).c_str(), WorkerTable(s).c_str());
+    std::printf("%s%s\n\n%s\n", NodeTable(s).c_str(), StoreLine(s).c_str(), WorkerTable(s).c_str());
     std::printf(
         "requests %llu (running %u, waiting %u)   prompt tokens %llu, from the cache %s   "
         "generated %llu   "

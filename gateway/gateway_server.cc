@@ -65,7 +65,7 @@ absl::Status CheckOptions(const GatewayOptions& options, bool have_store) {
         "--model is empty: expected the folder of the workers' model");
   }
   RETURN_IF_ERROR(auth::CheckSecurityOptions(options.security));
-  if (!have_store) RETURN_IF_ERROR(CheckEndpoints("nodes", options.nodes));
+  if (!have_store) RETURN_IF_ERROR(CheckStoreOptions(options.store));
   RETURN_IF_ERROR(CheckEndpoints("prefill", options.prefill));
   return CheckEndpoints("attention", options.attention);
 }
@@ -73,9 +73,8 @@ absl::Status CheckOptions(const GatewayOptions& options, bool have_store) {
 absl::StatusOr<std::unique_ptr<KvClient>> ConnectStore(
     const GatewayOptions& options, std::shared_ptr<const rpc::ClientSecurity> security,
     MetricRegistry* metrics) {
-  KvClientOptions client;
+  KvClientOptions client = ClientOptions(options.store);
   client.security = std::move(security);
-  client.nodes = options.nodes;
   client.name = "gateway";
   client.metrics = metrics;
   return KvClient::Create(client);
@@ -91,7 +90,7 @@ void AddOptions(OptionTable* table, GatewayOptions* o) {
   table->AddString("listen", &o->listen, "HOST:PORT", "Address of the gRPC server; port 0: any.");
   table->AddString("model", &o->model, "DIR",
                    "Hugging Face folder of the model that the workers run.");
-  table->AddStrings("nodes", &o->nodes, "HOST:PORT,...", "All kvstore nodes.");
+  AddStoreOptions(table, &o->store);
   table->AddStrings("prefill", &o->prefill, "HOST:PORT,...", "All prefill workers.");
   table->AddStrings("attention", &o->attention, "HOST:PORT,...", "All attention workers.");
   table->AddChoice("router", &o->router, {"prefix-aware", "round-robin"},

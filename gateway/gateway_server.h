@@ -13,13 +13,14 @@
 #include "common/metrics.h"
 #include "common/options.h"
 #include "kvstore/client/client.h"
+#include "kvstore/client/options.h"
 
 namespace oscarkv::gateway {
 
 struct GatewayOptions {
   std::string listen = "127.0.0.1:7400";
   std::string model;  // folder with tokenizer.json and config.json: that of the workers
-  std::vector<std::string> nodes;
+  StoreOptions store;
   std::vector<std::string> prefill;
   std::vector<std::string> attention;
   std::string router = "prefix-aware";
@@ -46,7 +47,7 @@ class GatewayServer {
  public:
   // Serves once this returned: workers have been asked once (for up to worker_wait), whatever they
   // said. Health says SERVING while there is a usable worker of each role; its service "liveness"
-  // does so until Shutdown. store: the client to use; null makes one from options.nodes. Errors:
+  // does so until Shutdown. store: the client to use; null makes one from options.store. Errors:
   // kInvalidArgument (option), kUnavailable (address in use; no kvstore node answers), those of
   // loading the model folder. metrics outlives the server.
   static absl::StatusOr<std::unique_ptr<GatewayServer>> Start(

@@ -180,6 +180,10 @@ void GatewayService::FillStatus(v1::GetStatusResponse* response) {
     for (const KvNodeStats& node : deps_.store->Stats(deadline)) {
       *response->add_nodes() = wire::ToProto(node);
     }
+    const KvStoreView view = deps_.store->View();
+    response->set_replicas(view.replicas);
+    response->set_membership(view.membership);
+    response->set_membership_error(view.error);
   }
   for (const WorkerState& worker : deps_.workers->List()) {
     *response->add_workers() = wire::ToProto(worker);

@@ -248,6 +248,8 @@ v1::StoreNodeStatus ToProto(const KvNodeStats& stats) {
   out.set_misses(stats.misses);
   out.set_evictions(stats.evictions);
   out.set_sessions(stats.sessions);
+  out.set_zone(stats.zone);
+  out.set_draining(stats.draining);
   return out;
 }
 

@@ -45,6 +45,18 @@ absl::Status KeysFromProto(const std::string& bytes, std::vector<BlockKey>* keys
   return absl::OkStatus();
 }
 
+// Every run has a key at least.
+absl::Status CheckRuns(const kv::MatchPrefixRequest& request) {
+  const std::vector<uint32_t>& runs = request.run_begins;
+  for (size_t r = 0; r < runs.size(); ++r) {
+    if (runs[r] < request.keys.size() && (r == 0 ? runs[r] == 0 : runs[r] > runs[r - 1])) continue;
+    return absl::InvalidArgumentError(absl::StrCat("run ", r, " begins at key ", runs[r], " of ",
+                                                   request.keys.size(),
+                                                   ": expected 0, then ascending"));
+  }
+  return absl::OkStatus();
+}
+
 void StatusesToProto(const std::vector<absl::Status>& in, v1::ItemStatuses* out) {
   out->mutable_codes()->Reserve(in.size());
   for (size_t i = 0; i < in.size(); ++i) {
@@ -177,17 +189,24 @@ absl::Status FromProto(const v1::CloseSessionResponse&, kv::CloseSessionResponse
 void ToProto(const kv::MatchPrefixRequest& in, v1::MatchPrefixRequest* out) {
   out->set_session_id(in.session_id);
   KeysToProto(in.keys, out->mutable_keys());
+  out->mutable_run_begins()->Add(in.run_begins.begin(), in.run_begins.end());
+  out->set_again(in.again);
 }
 absl::Status FromProto(const v1::MatchPrefixRequest& in, kv::MatchPrefixRequest* out) {
   out->session_id = in.session_id();
-  return KeysFromProto(in.keys(), &out->keys);
+  out->run_begins.assign(in.run_begins().begin(), in.run_begins().end());
+  out->again = in.again();
+  RETURN_IF_ERROR(KeysFromProto(in.keys(), &out->keys));
+  return CheckRuns(*out);
 }
 void ToProto(const kv::MatchPrefixResponse& in, v1::MatchPrefixResponse* out) {
   out->set_matched(in.matched);
+  out->mutable_of_runs()->Add(in.of_runs.begin(), in.of_runs.end());
 }
 absl::Status FromProto(const v1::MatchPrefixResponse& in, kv::MatchPrefixResponse* out) {
   out->matched = in.matched();
-  return absl::OkStatus();
+  out->of_runs.assign(in.of_runs().begin(), in.of_runs().end());
+  return CheckCount(out->of_runs.size(), "runs");
 }
 
 void ToProto(const kv::ExistsRequest& in, v1::ExistsRequest* out) {

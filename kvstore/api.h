@@ -68,12 +68,15 @@ struct CloseSessionRequest {
 };
 
 struct MatchPrefixResponse {
-  uint32_t matched = 0;
+  uint32_t matched = 0;                // keys[0 .. matched) are stored
+  std::vector<uint32_t> of_runs = {};  // the same for each run; as many as asked for
 };
 struct MatchPrefixRequest {
   using Response = MatchPrefixResponse;
   uint64_t session_id = 0;
   std::vector<BlockKey> keys;
+  std::vector<uint32_t> run_begins = {};  // empty: one run; else from 0, ascending
+  bool again = false;                     // another replica was asked before: no miss of this node
 };
 
 struct ExistsResponse {

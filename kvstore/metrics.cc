@@ -92,6 +92,28 @@ KvClientMetrics::KvClientMetrics(MetricRegistry* r)
       reconnects(r->AddCounter("oscarkv_kvstore_client_reconnects_total",
                                "Connections made after the first", {"peer"})),
       aborted_reads(r->AddCounter("oscarkv_kvstore_client_aborted_reads_total",
-                                  "Reads whose pin was lost on the way: the bytes were dropped")) {}
+                                  "Reads whose pin was lost on the way: the bytes were dropped")),
+      failovers(r->AddCounter("oscarkv_kvstore_client_failovers_total",
+                              "Blocks that another replica served, by what the first one said",
+                              {"op", "reason"})),
+      hedges(r->AddCounter(
+          "oscarkv_kvstore_client_hedges_total",
+          "Lookups and reads taken to another replica because the node was slower than usual",
+          {"peer"})),
+      breaker_open(r->AddGauge("oscarkv_kvstore_client_breaker_open",
+                               "1 while calls go to other replicas because several in a row failed",
+                               {"peer"})),
+      short_puts(r->AddCounter("oscarkv_kvstore_client_short_puts_total",
+                               "Blocks acknowledged with fewer copies than replicas")),
+      stale_nodes(r->AddCounter(
+          "oscarkv_kvstore_client_stale_nodes_total",
+          "Connections refused because another process than the registered one answered",
+          {"peer"})) {
+  // There from the start, as above.
+  for (const char* reason : {"not_found", "unavailable", "data_loss", "deadline_exceeded"}) {
+    for (const char* op : {"match", "get"}) failovers.With({op, reason});
+  }
+  short_puts.Get();
+}
 
 }  // namespace oscarkv

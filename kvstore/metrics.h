@@ -69,6 +69,11 @@ struct KvClientMetrics {
   MetricFamily& degraded;        // {peer}
   MetricFamily& reconnects;      // {peer}
   MetricFamily& aborted_reads;   // {}
+  MetricFamily& failovers;       // {op, reason}: blocks
+  MetricFamily& hedges;          // {peer}
+  MetricFamily& breaker_open;    // {peer}
+  MetricFamily& short_puts;      // {}: blocks
+  MetricFamily& stale_nodes;     // {peer}
 };
 
 }  // namespace oscarkv

@@ -13,7 +13,7 @@ void AddWorkerOptions(OptionTable* table, WorkerOptions* o) {
   table->AddString("listen", &o->listen, "HOST:PORT",
                    "Address of the gRPC server; port 0 picks a free one");
   table->AddString("model", &o->model, "DIR", "Hugging Face folder of the model");
-  table->AddStrings("nodes", &o->nodes, "HOST:PORT,...", "All kvstore nodes");
+  AddStoreOptions(table, &o->store);
   table->AddChoice("profile", &o->profile, {"oscar", "shaped", "bf16"},
                    "How the KV cache is stored: 2-bit pages, or unquantised");
   table->AddChoice("prefill-history", &o->prefill_history, {"exact", "canonical"},
@@ -59,16 +59,13 @@ void AddWorkerOptions(OptionTable* table, WorkerOptions* o) {
 absl::Status CheckWorkerOptions(const WorkerOptions& o) {
   if (o.model.empty())
     return absl::InvalidArgumentError("--model is empty: expected a model folder");
-  if (o.nodes.empty())
-    return absl::InvalidArgumentError(
-        "--nodes is empty: expected HOST:PORT, or several with commas");
   RETURN_IF_ERROR(auth::CheckSecurityOptions(o.security));
   if (o.key_rotation.empty() != o.value_rotation.empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat("--", o.key_rotation.empty() ? "key" : "value",
                      "-rotation is missing: expected both rotation files, or neither"));
   }
-  return absl::OkStatus();
+  return CheckStoreOptions(o.store);
 }
 
 }  // namespace oscarkv::worker

@@ -8,13 +8,14 @@
 #include "common/auth/security_options.h"
 #include "common/clock.h"
 #include "common/options.h"
+#include "kvstore/client/options.h"
 
 namespace oscarkv::worker {
 
 struct WorkerOptions {
   std::string listen = "127.0.0.1:0";
   std::string model;
-  std::vector<std::string> nodes;
+  StoreOptions store;
   std::string profile = "oscar";
   std::string prefill_history = "exact";
   float key_clip = 0.96f;

@@ -102,9 +102,8 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> BuildRuntime(
     ucx.devices = options.ucx_devices;
     ASSIGN_OR_RETURN(runtime->transport, CreateUcxTransport(ucx, registry));
   }
-  KvClientOptions client;
+  KvClientOptions client = ClientOptions(options.store);
   ASSIGN_OR_RETURN(client.security, rpc::ClientSecurity::Create(options.security));
-  client.nodes = options.nodes;
   client.name = role;
   client.transport = runtime->transport.get();
   client.metrics = registry;

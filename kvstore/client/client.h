@@ -25,8 +25,15 @@ class ClientSecurity;
 }
 
 struct KvClientOptions {
-  std::vector<std::string>
-      nodes;  // "host:port" of every kvstore node's gRPC endpoint; the order does not matter
+  // Every kvstore node, "host:port[@zone][/weight]" of its gRPC endpoint; the order does not
+  // matter. All clients of a store must name the same nodes, zones and weights.
+  std::vector<std::string> nodes;
+  // Nodes that hold each block; 0: two when there are that many. Clients may differ in it.
+  int replicas = 0;
+  // Copies that must be committed before a put is acknowledged. A put goes to all replicas and
+  // waits for all that answer in time, whatever this says; fewer copies than this are an error.
+  int write_quorum = 1;
+  std::string zone;  // of this client: replicas in the same zone are read first; "": none
   std::string name = "client";  // shown in the nodes' logs and status
   // Whose quota pays and whose blocks are seen: those that clients of the same tenant put. "" is
   // the default tenant.
@@ -53,9 +60,10 @@ struct TransferTotals {
   std::string lanes;  // distinct lanes, comma-separated: "posix", "tcp", "grpc"
 };
 
-// Blocks being written. Per item: kOk (reserved), kAlreadyExists (stored, nothing to write), or why
-// it cannot be stored (kResourceExhausted: full of pinned blocks, or the tenant's quota; the caller
-// goes on without caching).
+// Blocks being written, to all their replicas at once. Per item: kOk (reserved by one replica at
+// least), kAlreadyExists (stored, nothing to write), or why it cannot be stored
+// (kResourceExhausted: full of pinned blocks, or the tenant's quota; the caller goes on without
+// caching).
 class PutBatch {
  public:
   virtual ~PutBatch() = default;  // revokes what was not committed
@@ -64,8 +72,8 @@ class PutBatch {
   // unchanged until Commit returned. Errors surface at Commit.
   virtual void Write(size_t item, absl::Span<const LocalPiece> pieces) = 0;
   // Waits for the writes, then makes the items visible with their slice tables (slices[i] of item
-  // i, in order, without gaps, to the block's size). One status per item; items not reserved keep
-  // theirs.
+  // i, in order, without gaps, to the block's size). One status per item: OK when write_quorum
+  // replicas have it; items not reserved keep theirs.
   virtual std::vector<absl::Status> Commit(absl::Span<const std::vector<Slice>> slices,
                                            Time deadline) = 0;
   virtual TransferTotals totals() const = 0;
@@ -73,6 +81,9 @@ class PutBatch {
 
 struct KvNodeStats {
   std::string node;  // endpoint
+  std::string zone;
+  double weight = 1;
+  bool draining = false;
   bool reachable = false;
   std::string error;  // why not
   uint64_t capacity_bytes = 0, used_bytes = 0, pinned_bytes = 0, reserved_bytes = 0,
@@ -81,6 +92,13 @@ struct KvNodeStats {
   uint64_t kind_blocks[kNumBlockKinds] = {};
   uint64_t hits = 0, misses = 0, evictions = 0, sessions = 0;  // hits, misses in blocks
   std::string lanes;                                           // of this client's connection
+};
+
+struct KvStoreView {
+  int replicas = 1;        // that puts aim at
+  std::string membership;  // where the list of nodes comes from: "static", "etcd"
+  bool connected = true;   // false: the source cannot be reached, the list is the last one known
+  std::string error;       // why not
 };
 
 class KvClient {
@@ -92,17 +110,19 @@ class KvClient {
   static absl::StatusOr<std::unique_ptr<KvClient>> Create(const KvClientOptions& options);
 
   // The length of the longest unbroken run of `chain` (all blocks of a prefix, in order) that is
-  // stored. One lookup RPC per owner, in parallel. A node that cannot be asked counts as a miss of
-  // its blocks. Counts hits, does not pin.
+  // stored. One lookup RPC per owner, in parallel; what is missing is asked for at the next
+  // replicas. A node that cannot be asked counts as a miss of its blocks. Counts hits, does not
+  // pin.
   virtual absl::StatusOr<size_t> Match(absl::Span<const BlockKey> chain, Time deadline) = 0;
   // Which of these keys are stored (for hand-over blocks): one bool per key. `placement[i]` belongs
   // to keys[i].
   virtual std::vector<bool> Exists(absl::Span<const BlockKey> keys,
                                    absl::Span<const BlockKey> placement, Time deadline) = 0;
 
-  // Pins, reads, verifies, unpins. One status per request: kNotFound (evicted or never put),
-  // kDataLoss (checksum; that copy was reported and erased), kAborted (lost while reading),
-  // kUnavailable, kDeadlineExceeded. Buffers of failed requests are unspecified but no longer
+  // Pins, reads, verifies, unpins; what one replica does not deliver is read from the next. One
+  // status per request, of the last replica: kNotFound (evicted or never put), kDataLoss (checksum;
+  // that copy was reported and erased), kAborted (lost while reading), kUnavailable,
+  // kDeadlineExceeded. Buffers of failed requests are unspecified but no longer
   // written to.
   virtual std::vector<absl::Status> Get(absl::Span<const GetRequest> requests, Time deadline,
                                         TransferTotals* totals) = 0;
@@ -112,6 +132,9 @@ class KvClient {
 
   virtual absl::Status Erase(absl::Span<const BlockKey> keys, absl::Span<const BlockKey> placement,
                              Time deadline) = 0;
+  // Who the members are, as far as this client knows.
+  virtual KvStoreView View() const = 0;
+  // One per member, in the order of their endpoints.
   virtual std::vector<KvNodeStats> Stats(Time deadline) = 0;
 };
 

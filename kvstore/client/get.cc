@@ -2,6 +2,10 @@
 // same time. Within a node the blocks are posted in batches of about a megabyte: while a later
 // batch travels, the checksums of an earlier one are computed.
 //
+// A node that is slower than usual is left when another replica can be asked: its pins are released
+// when its answer comes after all (NodeConnection::AwaitLate), its transfers are given up and
+// drained before the caller may read elsewhere into the same memory.
+//
 // When is what we read the block? (1) Release says that the pin held until after the read. (2)
 // Every slice has the checksum that the table had when the block was pinned. Both are asked for. If
 // the node dies before it answers Release, (2) alone stands: the bytes are those of the pinned
@@ -20,6 +24,10 @@ namespace {
 constexpr uint64_t kBatchBytes = 1 << 20;
 constexpr size_t kBatchOps = 256;
 constexpr Duration kCleanupTimeout = std::chrono::seconds(1);
+// What a transfer may take before another replica is tried: a second, and what a slow network
+// needs.
+constexpr Duration kTransferPatience = std::chrono::seconds(1);
+constexpr uint64_t kSlowBytesPerSecond = 50'000'000;
 
 // A checksum to verify in the caller's memory.
 struct Check {
@@ -75,28 +83,78 @@ bool InsideArena(const kv::BlockLocation& l, uint64_t arena_bytes) {
          l.offset <= arena_bytes && l.size <= arena_bytes - l.offset;
 }
 
+// Waits for GetStart calls, for some of them only for a while. Shared with their callbacks.
+class PinBoard {
+ public:
+  void Add(bool may_leave) {
+    MutexLock lock(mu_);
+    ++open_[may_leave];
+  }
+  void Done(bool may_leave) {
+    MutexLock lock(mu_);
+    --open_[may_leave];
+    changed_.NotifyAll();
+  }
+  // Until all have answered; those that may be left have until `leave_at`, or as long as the
+  // others.
+  void Wait(Time leave_at) {
+    MutexLock lock(mu_);
+    while (open_[false] > 0) changed_.Wait(mu_);
+    while (open_[true] > 0 && changed_.WaitUntil(mu_, leave_at)) {
+    }
+  }
+
+ private:
+  Mutex mu_;
+  CondVar changed_;
+  size_t open_[2] GUARDED_BY(mu_) = {};
+};
+
 class NodeRead {
  public:
-  NodeRead(absl::Span<const GetRequest> requests, const NodeGroup& group, KvClientMetrics* metrics,
-           std::vector<absl::Status>* statuses)
+  NodeRead(absl::Span<const GetRequest> requests, const NodeGroup& group, const GetLimits& limits,
+           KvClientMetrics* metrics, std::vector<absl::Status>* statuses)
       : requests_(requests),
         group_(group),
+        limits_(limits),
         link_(group.link),
+        until_(limits.deadline),
         metrics_(metrics),
         statuses_(*statuses) {
     if (link_ == nullptr) SetAll(group_.why);
   }
 
-  void StartPin(Duration pin_ttl, Time deadline, CallBarrier* barrier) {
+  void StartPin(const std::shared_ptr<PinBoard>& board) {
     if (link_ == nullptr) return;
-    kv::GetStartRequest request{link_->grant.session_id, {}, pin_ttl};
+    kv::GetStartRequest request{link_->grant.session_id, {}, limits_.pin_ttl};
     request.keys.reserve(group_.items.size());
     for (size_t i : group_.items) request.keys.push_back(requests_[i].key);
-    StartCall(link_->stub.get(), std::move(request), deadline, barrier, &pinned_);
+    pin_call_ = std::make_shared<PinCall>();
+    board->Add(group_.may_leave);
+    link_->stub->Call(std::move(request), limits_.deadline,
+                      [call = pin_call_, board, may_leave = group_.may_leave,
+                       asked = Now()](absl::StatusOr<kv::KvResponse> response) {
+                        {
+                          MutexLock lock(call->mu);
+                          call->answered = true;
+                          call->took = Now() - asked;
+                          if (response.ok()) {
+                            call->response = std::get<kv::GetStartResponse>(*std::move(response));
+                          } else {
+                            call->response = response.status();
+                          }
+                        }
+                        board->Done(may_leave);
+                      });
   }
 
-  void StartTransfers(Time deadline, CallBarrier* streams) {
+  void StartTransfers(CallBarrier* streams) {
     if (link_ == nullptr) return;
+    if (!TakePins()) {
+      group_.connection->AwaitLate(pin_call_, link_);
+      pinned_ = absl::DeadlineExceededError(
+          absl::StrCat("kvstore node ", group_.connection->node(), " is slower than usual: left"));
+    }
     group_.connection->Judge(link_, pinned_.status());
     if (!pinned_.ok()) return SetAll(NodeStatus(pinned_.status()));
     if (pinned_->statuses.size() != group_.items.size() ||
@@ -105,16 +163,24 @@ class NodeRead {
     }
     for (size_t k = 0; k < group_.items.size(); ++k) Plan(group_.items[k], k);
     link_->AddPins(Pins());
-    started_ = SteadyClock::Get()->Now();
+    started_ = Now();
+    for (const Read& read : reads_) planned_bytes_ += read.bytes;
+    group_.connection->ReadBegins(planned_bytes_);
+    if (group_.may_leave) {
+      const auto needed =
+          std::chrono::nanoseconds(planned_bytes_ * 1'000 / (kSlowBytesPerSecond / 1'000'000));
+      until_ = std::min(until_, started_ + kTransferPatience + needed);
+    }
     if (link_->streams()) {
-      StartStream(deadline, streams);
+      StartStream(until_, streams);
     } else {
-      PostBatches(deadline);
+      PostBatches(until_);
     }
   }
 
-  void Finish(Time deadline) {
+  void Finish() {
     if (link_ == nullptr) return;
+    const Time deadline = until_;
     for (Batch& batch : batches_) {
       // A batch of a stream has no handle: its status is the stream's.
       absl::Status status = batch.handle == nullptr ? streamed_ : batch.handle->Wait(deadline);
@@ -127,19 +193,26 @@ class NodeRead {
         if (status.ok()) Verify(&reads_[r]);
       }
     }
-    if (!batches_.empty())
-      group_.connection->Judge(link_, batches_.front().handle == nullptr ? streamed_ : worst_);
+    const absl::Status& moved =
+        batches_.empty() || batches_.front().handle != nullptr ? worst_ : streamed_;
+    if (!batches_.empty()) group_.connection->Judge(link_, moved);
+    group_.connection->ReadEnds(planned_bytes_, moved.ok() ? Now() - started_ : Duration(0));
   }
 
   // Without time left nobody waits for the verdict; the pins go all the same.
-  void StartRelease(Time deadline, CallBarrier* barrier) {
+  void StartRelease(CallBarrier* barrier) {
     if (reads_.empty()) return;
+    const Time deadline = limits_.deadline;
     kv::ReleaseRequest request{link_->grant.session_id, Pins(), {}};
     for (const Read& r : reads_) request.generations.push_back(r.generation);
     link_->RemovePins(request.pin_ids);
-    const Time now = SteadyClock::Get()->Now();
+    const Time now = Now();
     if (now < deadline) {
-      StartCall(link_->stub.get(), std::move(request), deadline, barrier, &released_);
+      // A node that may be left gets no longer than its transfers: without a verdict the checksums
+      // stand alone.
+      StartCall(link_->stub.get(), std::move(request),
+                group_.may_leave ? std::min(deadline, now + kTransferPatience) : deadline, barrier,
+                &released_);
     } else {
       link_->stub->Call(std::move(request), now + kCleanupTimeout,
                         [](absl::StatusOr<kv::KvResponse>) {});
@@ -166,11 +239,21 @@ class NodeRead {
     }
     Report(corrupt);
     moved->Add(link_->lane, bytes, blocks);
-    CountTransfer(metrics_, "get", *group_.connection, *link_, bytes, blocks,
-                  SteadyClock::Get()->Now() - started_);
+    CountTransfer(metrics_, "get", *group_.connection, *link_, bytes, blocks, Now() - started_);
   }
 
  private:
+  static Time Now() { return SteadyClock::Get()->Now(); }
+
+  // False: no answer yet.
+  bool TakePins() {
+    MutexLock lock(pin_call_->mu);
+    if (!pin_call_->answered) return false;
+    limits_.pin_times->Add(pin_call_->took);
+    pinned_ = std::move(pin_call_->response);
+    return true;
+  }
+
   void SetAll(const absl::Status& status) {
     for (size_t i : group_.items) statuses_[i] = status;
     link_ = nullptr;
@@ -293,13 +376,16 @@ class NodeRead {
       request.keys.push_back(requests_[r->item].key);
       request.generations.push_back(r->generation);
     }
-    CallAndWait(link_->stub.get(), std::move(request), SteadyClock::Get()->Now() + kCleanupTimeout)
-        .IgnoreError();
+    CallAndWait(link_->stub.get(), std::move(request), Now() + kCleanupTimeout).IgnoreError();
   }
 
   const absl::Span<const GetRequest> requests_;
   const NodeGroup& group_;
+  const GetLimits& limits_;
   LinkPtr link_;  // null: nothing (more) to do with this node
+  Time until_;    // for the transfers
+  std::shared_ptr<PinCall> pin_call_;
+  uint64_t planned_bytes_ = 0;
   KvClientMetrics* const metrics_;
   std::vector<absl::Status>& statuses_;
   absl::StatusOr<kv::GetStartResponse> pinned_ = absl::UnknownError("no answer");
@@ -315,18 +401,19 @@ class NodeRead {
 }  // namespace
 
 void GetAll(absl::Span<const GetRequest> requests, absl::Span<const NodeGroup> groups,
-            Duration pin_ttl, Time deadline, KvClientMetrics* metrics,
-            std::vector<absl::Status>* statuses, LaneTotals* moved) {
+            const GetLimits& limits, KvClientMetrics* metrics, std::vector<absl::Status>* statuses,
+            LaneTotals* moved) {
   std::vector<std::unique_ptr<NodeRead>> reads;
   for (const NodeGroup& group : groups)
-    reads.push_back(std::make_unique<NodeRead>(requests, group, metrics, statuses));
+    reads.push_back(std::make_unique<NodeRead>(requests, group, limits, metrics, statuses));
+  const auto board = std::make_shared<PinBoard>();
+  for (const auto& read : reads) read->StartPin(board);
+  board->Wait(std::min(limits.deadline, SteadyClock::Get()->Now() + limits.pin_times->Slow()));
   CallBarrier barrier;
-  for (const auto& read : reads) read->StartPin(pin_ttl, deadline, &barrier);
-  barrier.Wait();
-  for (const auto& read : reads) read->StartTransfers(deadline, &barrier);
+  for (const auto& read : reads) read->StartTransfers(&barrier);
   barrier.Wait();  // only for streams
-  for (const auto& read : reads) read->Finish(deadline);
-  for (const auto& read : reads) read->StartRelease(deadline, &barrier);
+  for (const auto& read : reads) read->Finish();
+  for (const auto& read : reads) read->StartRelease(&barrier);
   barrier.Wait();
   for (const auto& read : reads) read->Conclude(moved);
 }

@@ -8,16 +8,23 @@
 #include <vector>
 
 #include "kvstore/client/client.h"
+#include "kvstore/client/latency_window.h"
 #include "kvstore/client/maintainer.h"
 #include "kvstore/client/node_connection.h"
+#include "kvstore/client/replicas.h"
 #include "kvstore/cluster/membership.h"
-#include "kvstore/cluster/placement.h"
 
 namespace oscarkv {
 
 // As KvClient::Create, with stubs of the caller's making (tests: LocalStub).
 absl::StatusOr<std::unique_ptr<KvClient>> CreateKvClient(const KvClientOptions& options,
                                                          const KvStubFactory& make_stub);
+// With a membership of the caller's instead of options.nodes.
+absl::StatusOr<std::unique_ptr<KvClient>> CreateKvClient(const KvClientOptions& options,
+                                                         std::unique_ptr<Membership> membership,
+                                                         const KvStubFactory& make_stub);
+
+inline constexpr int kMaxReplicas = 8;
 
 // The items of a call that one node serves.
 struct NodeGroup {
@@ -25,11 +32,14 @@ struct NodeGroup {
   LinkPtr link;  // null: the node is down, `why` says so
   absl::Status why;
   std::vector<size_t> items;  // indices in the call, ascending
+  bool may_leave = false;     // another replica can be asked for every one of them
 };
+
+struct RunSearch;  // of a chain, in Match
 
 class KvClientImpl final : public KvClient {
  public:
-  KvClientImpl(const KvClientOptions& options, const Membership& membership,
+  KvClientImpl(const KvClientOptions& options, std::unique_ptr<Membership> membership,
                const KvStubFactory& make_stub);
   ~KvClientImpl() override;
 
@@ -45,19 +55,27 @@ class KvClientImpl final : public KvClient {
                                                      Time deadline) override;
   absl::Status Erase(absl::Span<const BlockKey> keys, absl::Span<const BlockKey> placement,
                      Time deadline) override;
+  KvStoreView View() const override;
   std::vector<KvNodeStats> Stats(Time deadline) override;
 
  private:
-  // `placement_of(i)` for the items 0..count-1.
-  template <typename F>
-  std::vector<NodeGroup> GroupByOwner(size_t count, F placement_of) const;
+  ViewPtr view() const;
+  // Makes the view of the membership's current list; connections of members that stay are kept.
+  void Refresh();
+  // How long a replica may take for a lookup before the next one is asked.
+  Time LeaveAt(Time deadline) const;
+  void TakeMatches(const NodeGroup& group, const absl::StatusOr<kv::MatchPrefixResponse>& answer,
+                   int round, std::vector<RunSearch>* runs);
+  void CountFailovers(absl::string_view op, absl::string_view reason, size_t blocks);
 
   const KvClientOptions options_;
-  const std::shared_ptr<const MemberList> members_;
-  const Placement placement_;
+  const KvStubFactory make_stub_;
+  const std::unique_ptr<Membership> membership_;
   std::unique_ptr<KvClientMetrics> metrics_;
-  std::vector<std::unique_ptr<NodeConnection>> connections_;  // in the order of members_
+  LatencyWindow lookup_times_, pin_times_;
   std::atomic<uint64_t> next_put_{1};
+  mutable Mutex mu_;
+  ViewPtr view_ GUARDED_BY(mu_);
   Maintainer maintainer_;  // last: its thread uses the others
 };
 

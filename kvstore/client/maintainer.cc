@@ -4,6 +4,7 @@
 #include "kvstore/client/maintainer.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/log.h"
@@ -31,9 +32,35 @@ Maintainer::~Maintainer() {
   Stop();
 }
 
-void Maintainer::Start(const std::vector<NodeConnection*>& connections) {
-  for (NodeConnection* c : connections) states_.push_back({.connection = c});
+void Maintainer::SetConnections(std::vector<std::shared_ptr<NodeConnection>> connections) {
+  MutexLock lock(mu_);
+  wanted_ = std::move(connections);
+  woken_ = true;
+  changed_.NotifyAll();
+}
+
+void Maintainer::Start() {
   thread_ = std::thread([this] { Run(); });
+}
+
+void Maintainer::Adopt(std::vector<std::shared_ptr<NodeConnection>> connections) {
+  std::vector<State> states;
+  for (auto& c : connections) {
+    const auto known = std::find_if(states_.begin(), states_.end(),
+                                    [&](const State& s) { return s.connection == c; });
+    if (known != states_.end()) {
+      states.push_back(std::move(*known));
+    } else {
+      states.push_back({.connection = std::move(c)});
+    }
+  }
+  for (State& gone : states_) {
+    if (gone.connection == nullptr) continue;  // moved above
+    LogInfo("kvstore node is no member any more", {{"node", gone.connection->node()}});
+    gone.connection->Retire();
+    for (const LinkPtr& link : gone.connection->TakeFailedLinks()) CloseLink(link, nullptr);
+  }
+  states_ = std::move(states);
 }
 
 void Maintainer::Wake() {
@@ -66,6 +93,12 @@ void Maintainer::Stop() {
 
 void Maintainer::Run() {
   for (;;) {
+    std::optional<std::vector<std::shared_ptr<NodeConnection>>> wanted;
+    {
+      MutexLock lock(mu_);
+      wanted = std::exchange(wanted_, std::nullopt);
+    }
+    if (wanted.has_value()) Adopt(*std::move(wanted));
     Round(Now());
     const Time due = NextDue();
     MutexLock lock(mu_);
@@ -81,11 +114,20 @@ void Maintainer::Run() {
 void Maintainer::Round(Time now) {
   for (State& state : states_) {
     for (const LinkPtr& link : state.connection->TakeFailedLinks()) CloseLink(link, nullptr);
+    ReleaseLatePins(state.connection.get());
   }
   KeepAliveAll(now);
   OpenAll(now);
   for (State& state : states_) {
     if (state.next_upgrade <= now) Upgrade(&state, now);
+  }
+}
+
+void Maintainer::ReleaseLatePins(NodeConnection* connection) {
+  for (NodeConnection::LatePins& late : connection->TakeLatePins()) {
+    late.link->stub->Call(kv::ReleaseRequest{late.link->grant.session_id, std::move(late.pins),
+                                             std::move(late.generations)},
+                          Now() + kCallTimeout, [](const absl::StatusOr<kv::KvResponse>&) {});
   }
 }
 
@@ -122,6 +164,14 @@ void Maintainer::OpenAll(Time now) {
 
 void Maintainer::Opened(State* state, absl::StatusOr<kv::OpenSessionResponse> grant) {
   NodeConnection& connection = *state->connection;
+  if (grant.ok()) {
+    const absl::Status same = connection.CheckIncarnation(grant->incarnation);
+    if (!same.ok()) {
+      connection.stub()->Call(kv::CloseSessionRequest{grant->session_id}, Now() + kGoodbyeTimeout,
+                              [](const absl::StatusOr<kv::KvResponse>&) {});
+      grant = same;
+    }
+  }
   if (!grant.ok()) {
     state->pause =
         state->pause == Duration(0) ? kFirstPause : std::min(2 * state->pause, kLongestPause);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -18,8 +19,11 @@ class Maintainer {
   Maintainer(const KvClientOptions& options, KvClientMetrics* metrics);
   ~Maintainer();
 
-  // Starts the thread; the connections outlive this object.
-  void Start(const std::vector<NodeConnection*>& connections);
+  // What there is to maintain from now on. The links of connections that are no longer among them
+  // are closed.
+  void SetConnections(std::vector<std::shared_ptr<NodeConnection>> connections);
+  // Starts the thread.
+  void Start();
   void Wake();
   // Until every node was tried once or `deadline` passed.
   void WaitFirstRound(Time deadline);
@@ -29,7 +33,7 @@ class Maintainer {
  private:
   // Per connection, used by the thread only.
   struct State {
-    NodeConnection* connection;
+    std::shared_ptr<NodeConnection> connection;
     Time next_open{};
     Time next_keepalive{};
     Time next_upgrade = Time::max();  // retry of a transport that could not connect
@@ -40,7 +44,9 @@ class Maintainer {
   };
 
   void Run();
+  void Adopt(std::vector<std::shared_ptr<NodeConnection>> connections);
   void Round(Time now);
+  void ReleaseLatePins(NodeConnection* connection);
   void OpenAll(Time now);
   void KeepAliveAll(Time now);
   void Opened(State* state, absl::StatusOr<kv::OpenSessionResponse> grant);
@@ -62,6 +68,7 @@ class Maintainer {
   bool stop_ GUARDED_BY(mu_) = false;
   bool woken_ GUARDED_BY(mu_) = false;
   bool first_round_done_ GUARDED_BY(mu_) = false;
+  std::optional<std::vector<std::shared_ptr<NodeConnection>>> wanted_ GUARDED_BY(mu_);
   std::thread thread_;
 };
 

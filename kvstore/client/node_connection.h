@@ -49,7 +49,29 @@ class Link {
 };
 using LinkPtr = std::shared_ptr<const Link>;
 
+// A GetStart whose caller may stop waiting for it. Its pins are released when the answer comes
+// after all.
+struct PinCall {
+  Mutex mu;
+  bool answered GUARDED_BY(mu) = false;
+  Duration took GUARDED_BY(mu){0};
+  absl::StatusOr<kv::GetStartResponse> response GUARDED_BY(mu) = absl::UnknownError("no answer");
+};
+
+// What a choice between replicas looks at.
+struct NodeCondition {
+  LinkPtr link;  // null: down, `why` says so
+  absl::Status why;
+  bool settled = true;  // false: it was away not long ago and may lack what was put meanwhile
+  bool trusted = true;  // false: several calls in a row failed
+  double nanoseconds_per_byte = 0;  // of late reads; 0: not known
+  uint64_t waiting = 0;             // bytes of reads under way
+};
+
 // Thread-safe.
+//
+// The circuit breaker: kFailures calls in a row that failed or were too slow make the node
+// untrusted for a pause that doubles up to a bound; after it the next call decides.
 class NodeConnection {
  public:
   // `metrics` may be null; `wake` is called when the maintainer has something to do.
@@ -69,7 +91,23 @@ class NodeConnection {
   // gone make it fail, a deadline makes the maintainer ask for a sign of life.
   void Judge(const LinkPtr& link, const absl::Status& status);
 
+  NodeCondition condition(Time now) const;
+  // A read of `bytes` begins; it ends with its time, or 0 when it failed.
+  void ReadBegins(uint64_t bytes) { in_flight_.fetch_add(bytes, std::memory_order_relaxed); }
+  void ReadEnds(uint64_t bytes, Duration time);
+  // Nobody waits for this call any more.
+  void AwaitLate(std::shared_ptr<PinCall> call, LinkPtr link);
+
+  // The process that the registry names; 0: any. A session with another one is refused.
+  void Expect(uint64_t incarnation);
+  absl::Status CheckIncarnation(uint64_t incarnation) const;
+
   // For the maintainer.
+  struct LatePins {
+    LinkPtr link;
+    std::vector<uint64_t> pins, generations;
+  };
+  std::vector<LatePins> TakeLatePins();
   void SetUp(LinkPtr link);
   void SetDown(const absl::Status& why);  // an attempt to connect failed
   void Retire();  // the client is closing: hands its link to TakeFailedLinks
@@ -87,6 +125,15 @@ class NodeConnection {
   absl::Status why_down_ GUARDED_BY(mu_);
   std::vector<LinkPtr> failed_ GUARDED_BY(mu_);  // to be closed
   bool ever_up_ GUARDED_BY(mu_) = false;
+  bool ever_down_ GUARDED_BY(mu_) = false;
+  Time settled_from_ GUARDED_BY(mu_){};
+  int failures_ GUARDED_BY(mu_) = 0;  // in a row
+  Duration breaker_pause_ GUARDED_BY(mu_){0};
+  Time trusted_from_ GUARDED_BY(mu_){};
+  uint64_t expected_ GUARDED_BY(mu_) = 0;
+  std::vector<std::pair<std::shared_ptr<PinCall>, LinkPtr>> late_ GUARDED_BY(mu_);
+  std::atomic<uint64_t> in_flight_{0};           // bytes
+  std::atomic<double> nanoseconds_per_byte_{0};  // smoothed; 0: not known
 };
 
 }  // namespace oscarkv

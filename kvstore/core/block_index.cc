@@ -72,7 +72,8 @@ bool BlockIndex::Contains(const StoredKey& key, Time now) const {
   return Find(shard, key, now) != nullptr;
 }
 
-size_t BlockIndex::Match(uint32_t tenant, absl::Span<const BlockKey> keys, Time now) {
+size_t BlockIndex::Match(uint32_t tenant, absl::Span<const BlockKey> keys, Time now,
+                         bool count_misses) {
   const uint32_t epoch = NewEpoch();
   size_t matched = 0;
   for (; matched < keys.size(); ++matched) {
@@ -90,7 +91,7 @@ size_t BlockIndex::Match(uint32_t tenant, absl::Span<const BlockKey> keys, Time 
     if (matched == 0 || parent.key != keys[matched - 1]) HitAncestors(parent, epoch, now);
   }
   hits_.fetch_add(matched, std::memory_order_relaxed);
-  misses_.fetch_add(keys.size() - matched, std::memory_order_relaxed);
+  if (count_misses) misses_.fetch_add(keys.size() - matched, std::memory_order_relaxed);
   return matched;
 }
 

@@ -57,7 +57,8 @@ class BlockIndex {
   bool Contains(const StoredKey& key, Time now) const;
   // How many keys from the first on the tenant has stored; counts as a use of them and of their
   // ancestors.
-  size_t Match(uint32_t tenant, absl::Span<const BlockKey> keys, Time now);
+  size_t Match(uint32_t tenant, absl::Span<const BlockKey> keys, Time now,
+               bool count_misses = true);
   // One number per batch of Pin calls: ancestors are counted once per batch.
   uint32_t NewEpoch() { return epoch_.fetch_add(1) + 1; }
   // Counts as a use. Null: not stored. The block keeps its address, its extent and its bytes until

@@ -160,13 +160,26 @@ absl::Status KvNode::Handle(const kv::MatchPrefixRequest& request,
                             kv::MatchPrefixResponse* response) {
   RETURN_IF_ERROR(CheckCount(request.keys.size(), "keys"));
   ASSIGN_OR_RETURN(const auto session, FindSession(request.session_id));
-  const size_t matched = index_.Match(session->tenant->id, request.keys, clock_->Now());
-  response->matched = matched;
+  const absl::Span<const BlockKey> keys = request.keys;
+  const std::vector<uint32_t>& runs = request.run_begins;
+  size_t matched = 0;
+  for (size_t r = 0; r < std::max<size_t>(runs.size(), 1); ++r) {
+    const size_t begin = runs.empty() ? 0 : runs[r];
+    const size_t end = r + 1 < runs.size() ? runs[r + 1] : keys.size();
+    if (begin > end || end > keys.size())
+      return absl::InvalidArgumentError("runs of keys: expected ascending from 0");
+    const size_t here = index_.Match(session->tenant->id, keys.subspan(begin, end - begin),
+                                     clock_->Now(), /*count_misses=*/!request.again);
+    if (r == 0) response->matched = here;
+    if (!runs.empty()) response->of_runs.push_back(here);
+    matched += here;
+  }
   if (metrics_ != nullptr) {
+    const size_t missed = request.again ? 0 : keys.size() - matched;
     metrics_->hit_blocks->Add(matched);
     metrics_->hit_tokens->Add(matched * kTokensPerBlock);
-    metrics_->miss_blocks->Add(request.keys.size() - matched);
-    metrics_->miss_tokens->Add((request.keys.size() - matched) * kTokensPerBlock);
+    metrics_->miss_blocks->Add(missed);
+    metrics_->miss_tokens->Add(missed * kTokensPerBlock);
   }
   return absl::OkStatus();
 }

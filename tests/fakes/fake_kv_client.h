@@ -79,6 +79,7 @@ class FakeKvClient final : public KvClient {
                                                      Time deadline) override;
   absl::Status Erase(absl::Span<const BlockKey> keys, absl::Span<const BlockKey> placement,
                      Time deadline) override;
+  KvStoreView View() const override { return {}; }
   std::vector<KvNodeStats> Stats(Time deadline) override;
 
  private:

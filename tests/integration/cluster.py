@@ -86,7 +86,8 @@ class Role:
 
 class Cluster:
     def __init__(self, kvstores=1, prefills=1, attentions=1, profile="oscar", capacity="256MiB", kvstore_args=(),
-                 prefill_args=(), attention_args=(), gateway_args=(), worker_args=(), model=MODEL, data_path="ucx", lanes="auto"):
+                 prefill_args=(), attention_args=(), gateway_args=(), worker_args=(), store_args=(), zones=(), model=MODEL,
+                 data_path="ucx", lanes="auto"):
         self._folder = tempfile.TemporaryDirectory(prefix="oscarkv-test-")
         self.roles = {}
         self.kvstore_args = ["--capacity", capacity, "--ucx-lanes", lanes, *kvstore_args]
@@ -94,13 +95,15 @@ class Cluster:
                             *worker_args]
         try:
             nodes = [self.start(f"kvstore-{i}", self.kvstore_args).address for i in range(kvstores)]
+            if zones:
+                nodes = [f"{node}@{zone}" for node, zone in zip(nodes, zones)]
             self.nodes = ",".join(nodes)
-            self.worker_args += ["--nodes", self.nodes]
+            self.worker_args += ["--nodes", self.nodes, *store_args]
             prefill = [self.start(f"prefill-{i}", [*self.worker_args, *prefill_args]).address for i in range(prefills)]
             attention = [self.start(f"attention-{i}", [*self.worker_args, *attention_args]).address
                          for i in range(attentions)]
             self.gateway = self.start("gateway", ["--model", model, "--nodes", self.nodes, "--prefill", ",".join(prefill),
-                                                  "--attention", ",".join(attention), *gateway_args])
+                                                  "--attention", ",".join(attention), *store_args, *gateway_args])
         except Exception:
             self.stop()
             raise

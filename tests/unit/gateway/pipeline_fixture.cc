@@ -170,6 +170,7 @@ std::vector<KvNodeStats> FakeMatchStore::Stats(Time) {
   KvNodeStats node;
   node.node = "store:1";
   node.reachable = true;
+  node.zone = "east";
   node.capacity_bytes = 1000;
   node.used_bytes = 600;
   node.kind_bytes[static_cast<size_t>(BlockKind::kBf16) - 1] = 200;

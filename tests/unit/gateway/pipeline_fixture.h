@@ -56,6 +56,7 @@ class FakeMatchStore final : public KvClient {
   std::vector<absl::Status> Get(absl::Span<const GetRequest>, Time, TransferTotals*) override;
   absl::StatusOr<std::unique_ptr<PutBatch>> StartPut(absl::Span<const BlockSpec>, Time) override;
   absl::Status Erase(absl::Span<const BlockKey>, absl::Span<const BlockKey>, Time) override;
+  KvStoreView View() const override { return {2, "static", true, ""}; }
   std::vector<KvNodeStats> Stats(Time) override;
 
  private:

@@ -247,6 +247,9 @@ TEST_F(ServerTest, TokenizeModelAndStatus) {
   ASSERT_EQ(response.nodes_size(), 1);
   EXPECT_EQ(response.nodes(0).endpoint(), "store:1");
   EXPECT_EQ(response.nodes(0).bf16_bytes(), 200u);
+  EXPECT_EQ(response.nodes(0).zone(), "east");
+  EXPECT_EQ(response.replicas(), 2u);
+  EXPECT_EQ(response.membership(), "static");
   EXPECT_EQ(response.requests(), 1u);
   EXPECT_EQ(response.generated_tokens(), 1 + decode_script_.decode_tokens.size());
   EXPECT_EQ(response.running(), 0u);
@@ -367,25 +370,17 @@ TEST(AddOptions, EveryFieldHasARow) {
   OptionTable table;
   AddOptions(&table, &options);
   const std::pair<const char*, const char*> values[] = {
-      {"listen", "0.0.0.0:1"},
-      {"model", "m"},
-      {"nodes", "a:1,b:2"},
-      {"prefill", "c:3"},
-      {"attention", "d:4"},
-      {"router", "round-robin"},
-      {"max-running", "5"},
-      {"max-waiting", "6"},
-      {"threads", "7"},
-      {"default-deadline", "8s"},
-      {"match-timeout", "9ms"},
-      {"poll-interval", "10s"},
-      {"poll-timeout", "11s"},
-      {"worker-wait", "12s"},
-      {"max-message-size", "1MiB"},
-      {"max-resumes", "13"},
-      {"worker-silence", "14s"},
-      {"http-listen", "e:5"},
-      {"http-max-body", "2MiB"},
+      {"listen", "0.0.0.0:1"},        {"model", "m"},
+      {"nodes", "a:1,b:2"},           {"prefill", "c:3"},
+      {"attention", "d:4"},           {"replicas", "3"},
+      {"write-quorum", "2"},          {"zone", "east"},
+      {"router", "round-robin"},      {"max-running", "5"},
+      {"max-waiting", "6"},           {"threads", "7"},
+      {"default-deadline", "8s"},     {"match-timeout", "9ms"},
+      {"poll-interval", "10s"},       {"poll-timeout", "11s"},
+      {"worker-wait", "12s"},         {"max-message-size", "1MiB"},
+      {"max-resumes", "13"},          {"worker-silence", "14s"},
+      {"http-listen", "e:5"},         {"http-max-body", "2MiB"},
       {"http-max-connections", "15"},
   };
   OptionTable security;
@@ -394,7 +389,7 @@ TEST(AddOptions, EveryFieldHasARow) {
   for (const auto& [name, value] : values) {
     EXPECT_TRUE(table.Set(name, value).ok()) << name << table.Set(name, value);
   }
-  EXPECT_EQ(options.nodes.size(), 2u);
+  EXPECT_EQ(options.store.nodes.size(), 2u);
   EXPECT_EQ(options.router, "round-robin");
   EXPECT_EQ(options.max_running, 5);
   EXPECT_EQ(options.max_resumes, 13);

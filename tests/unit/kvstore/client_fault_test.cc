@@ -26,7 +26,8 @@ constexpr Duration kLong = std::chrono::seconds(60);
 
 class TwoNodes {
  public:
-  explicit TwoNodes(bool with_transport) : with_transport_(with_transport) {
+  explicit TwoNodes(bool with_transport, int replicas = 1)
+      : with_transport_(with_transport), replicas_(replicas) {
     for (int i = 0; i < 2; ++i) {
       KvNodeOptions o;
       o.seed = i + 1;
@@ -52,6 +53,7 @@ class TwoNodes {
   absl::StatusOr<std::unique_ptr<KvClient>> NewClient(Transport* transport, StubFaults* faults) {
     KvClientOptions o;
     o.nodes = {"a:1", "b:2"};
+    o.replicas = replicas_;
     o.transport = transport;
     o.connect_timeout = std::chrono::seconds(5);
     return CreateKvClient(o, [this, faults](const std::string& node) -> std::unique_ptr<KvStub> {
@@ -77,6 +79,7 @@ class TwoNodes {
 
  private:
   const bool with_transport_;
+  const int replicas_;
   FakeClock clock_;
   std::shared_ptr<LoopbackNetwork> network_ = CreateLoopbackNetwork();
   std::vector<std::unique_ptr<Transport>> node_transports_;
@@ -203,6 +206,7 @@ struct StubCase {
   StubFault kind;
   absl::StatusCode code;
   bool with_transport;
+  int replicas = 1;
 };
 class StubSweep : public testing::TestWithParam<StubCase> {};
 std::string StubCaseName(const testing::TestParamInfo<StubCase>& info) {
@@ -216,7 +220,16 @@ INSTANTIATE_TEST_SUITE_P(
         StubCase{"AnswerLost", StubFault::kLoseAnswer, absl::StatusCode::kUnavailable, true},
         StubCase{"AnswerLostStream", StubFault::kLoseAnswer, absl::StatusCode::kUnavailable, false},
         StubCase{"TooLate", StubFault::kLoseAnswer, absl::StatusCode::kDeadlineExceeded, true},
-        StubCase{"SessionLost", StubFault::kRefuse, absl::StatusCode::kUnauthenticated, true}),
+        StubCase{"SessionLost", StubFault::kRefuse, absl::StatusCode::kUnauthenticated, true},
+        StubCase{"RefusedCopies", StubFault::kRefuse, absl::StatusCode::kUnavailable, true, 2},
+        StubCase{"RefusedStreamCopies", StubFault::kRefuse, absl::StatusCode::kUnavailable, false,
+                 2},
+        StubCase{"AnswerLostCopies", StubFault::kLoseAnswer, absl::StatusCode::kUnavailable, true,
+                 2},
+        StubCase{"TooLateCopies", StubFault::kLoseAnswer, absl::StatusCode::kDeadlineExceeded,
+                 false, 2},
+        StubCase{"SessionLostCopies", StubFault::kRefuse, absl::StatusCode::kUnauthenticated, true,
+                 2}),
     StubCaseName);
 
 TEST_P(StubSweep, EveryCall) {
@@ -225,7 +238,7 @@ TEST_P(StubSweep, EveryCall) {
   for (uint64_t n = 0; unharmed < 2; ++n) {
     SCOPED_TRACE(testing::Message() << "call " << n);
     ASSERT_LT(n, 200u) << "the fault always fires";
-    TwoNodes nodes(GetParam().with_transport);
+    TwoNodes nodes(GetParam().with_transport, GetParam().replicas);
     const std::unique_ptr<Transport> transport = nodes.NewTransport();
     Buffer buffer(transport.get(), 2 * kBlocks * kSize);
     StubFaults faults;
@@ -233,8 +246,8 @@ TEST_P(StubSweep, EveryCall) {
     auto client = nodes.NewClient(transport.get(), &faults);
     ASSERT_TRUE(client.ok()) << client.status();
     const auto told = Scenario(client->get(), specs, buffer.data(), kLong);
-    if (!faults.fired()) {
-      ++unharmed;
+    unharmed += !faults.fired();
+    if (!faults.fired() || GetParam().replicas == 2) {  // one fault takes one copy at most
       for (const auto& [key, t] : told)
         EXPECT_TRUE(t.put.ok() && t.get.ok()) << t.put << " " << t.get;
     }

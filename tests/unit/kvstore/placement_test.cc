@@ -13,9 +13,9 @@ namespace {
 using kvtest::Chain;
 using kvtest::Key;
 
-std::vector<std::string> Nodes(int n) {
-  std::vector<std::string> nodes;
-  for (int i = 0; i < n; ++i) nodes.push_back(absl::StrCat("10.0.0.", i, ":7301"));
+std::vector<Member> Nodes(int n) {
+  std::vector<Member> nodes(n);
+  for (int i = 0; i < n; ++i) nodes[i].endpoint = absl::StrCat("10.0.0.", i, ":7301");
   return nodes;
 }
 
@@ -27,7 +27,7 @@ TEST(PlacementTest, SpreadsEvenly) {
 }
 
 TEST(PlacementTest, ANodeThatLeavesMovesOnlyItsShare) {
-  const std::vector<std::string> all = Nodes(5), fewer(all.begin(), all.end() - 1);
+  const std::vector<Member> all = Nodes(5), fewer(all.begin(), all.end() - 1);
   const Placement before(all), after(fewer);
   for (int i = 0; i < 2000; ++i) {
     const size_t owner = before.OwnerOf(Key(i));
@@ -51,10 +51,61 @@ TEST(PlacementTest, ARunOfSixteenBlocksStaysTogether) {
 }
 
 TEST(MembershipTest, OrderAndRepetitionDoNotMatter) {
-  const StaticMembership a({"b:1", "a:1", "b:1"}), b({"a:1", "b:1"});
-  EXPECT_EQ(a.Current()->nodes, (std::vector<std::string>{"a:1", "b:1"}));
-  EXPECT_EQ(a.Current()->nodes, b.Current()->nodes);
-  EXPECT_EQ(a.Current()->revision, 1u);
+  const auto a = *StaticMembership::Parse({"b:1@east/2.5", "a:1", "b:1@east/2.5"}),
+             b = *StaticMembership::Parse({"a:1", "b:1@east/2.5"});
+  ASSERT_EQ(a->Current()->members.size(), 2u);
+  EXPECT_EQ(a->Current()->members[0], Member{.endpoint = "a:1"});
+  EXPECT_EQ(a->Current()->members[1], (Member{.endpoint = "b:1", .zone = "east", .weight = 2.5}));
+  EXPECT_EQ(a->Current()->members, b->Current()->members);
+  EXPECT_EQ(a->Current()->revision, 1u);
+}
+
+TEST(MembershipTest, WrongNodesAreNamed) {
+  for (const char* wrong :
+       {"", "@east", "a:1@", "a:1/", "a:1/0", "a:1/-1", "a:1/x", "a:1/nan", "a:1/1e9"}) {
+    const auto parsed = ParseMember(wrong);
+    ASSERT_EQ(parsed.status().code(), absl::StatusCode::kInvalidArgument) << wrong;
+    EXPECT_NE(parsed.status().message().find(wrong), std::string::npos) << parsed.status();
+  }
+  EXPECT_EQ(StaticMembership::Parse({"a:1@x", "a:1@y"}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST(PlacementTest, ReplicasAreInDifferentZones) {
+  std::vector<Member> nodes = Nodes(9);
+  for (int i = 0; i < 9; ++i) nodes[i].zone = std::string(1, static_cast<char>('a' + i % 3));
+  const Placement p(nodes);
+  std::vector<uint32_t> order;
+  for (int k = 0; k < 500; ++k) {
+    p.Order(Key(k), 20, &order);
+    ASSERT_EQ(order.size(), 9u);
+    for (int i = 0; i < 9; ++i) {
+      for (int j = 0; j < i; ++j) {
+        EXPECT_NE(order[i], order[j]);
+        if (i / 3 == j / 3) {
+          EXPECT_NE(nodes[order[i]].zone, nodes[order[j]].zone) << "key " << k;
+        }
+      }
+    }
+  }
+}
+
+TEST(PlacementTest, WeightsAreShares) {
+  std::vector<Member> nodes = Nodes(4);
+  for (int i = 0; i < 4; ++i) nodes[i].weight = i + 1;
+  const Placement p(nodes);
+  std::vector<int> count(4);
+  for (int i = 0; i < 20000; ++i) ++count[p.OwnerOf(Key(i))];
+  for (int i = 0; i < 4; ++i) EXPECT_NEAR(count[i], 2000 * (i + 1), 300);
+  // A node that gets heavier only gains.
+  std::vector<Member> more = nodes;
+  more[1].weight = 5;
+  const Placement q(more);
+  for (int i = 0; i < 2000; ++i) {
+    if (q.OwnerOf(Key(i)) != p.OwnerOf(Key(i))) {
+      EXPECT_EQ(q.OwnerOf(Key(i)), 1u);
+    }
+  }
 }
 
 }  // namespace

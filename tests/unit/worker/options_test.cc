@@ -26,7 +26,7 @@ TEST(WorkerOptions, RowsSetTheirFields) {
     EXPECT_TRUE(table.Set(name, value).ok()) << name;
   }
   EXPECT_EQ(options.listen, "0.0.0.0:1");
-  EXPECT_THAT(options.nodes, testing::ElementsAre("a:1", "b:2"));
+  EXPECT_THAT(options.store.nodes, testing::ElementsAre("a:1", "b:2"));
   EXPECT_EQ(options.profile, "bf16");
   EXPECT_EQ(options.prefill_history, "canonical");
   EXPECT_FLOAT_EQ(options.key_clip, 0.9f);
@@ -43,7 +43,7 @@ TEST(WorkerOptions, RowsSetTheirFields) {
 TEST(WorkerOptions, WhatTheTableCannotCheck) {
   WorkerOptions good;
   good.model = "m";
-  good.nodes = {"a:1"};
+  good.store.nodes = {"a:1"};
   EXPECT_TRUE(CheckWorkerOptions(good).ok());
   struct Case {
     const char* text;
@@ -51,7 +51,7 @@ TEST(WorkerOptions, WhatTheTableCannotCheck) {
   };
   for (const Case& c : std::vector<Case>{
            {"--model", [](WorkerOptions* o) { o->model.clear(); }},
-           {"--nodes", [](WorkerOptions* o) { o->nodes.clear(); }},
+           {"--nodes", [](WorkerOptions* o) { o->store.nodes.clear(); }},
            {"--key-rotation is missing", [](WorkerOptions* o) { o->value_rotation = "v.pt"; }},
            {"--value-rotation is missing", [](WorkerOptions* o) { o->key_rotation = "k.pt"; }},
        }) {

@@ -1,0 +1,67 @@
+#include "kvstore/client/options.h"
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "kvstore/cluster/membership.h"
+
+namespace oscarkv {
+
+void AddStoreOptions(OptionTable* table, StoreOptions* o) {
+  table->AddStrings(
+      "nodes", &o->nodes, "HOST:PORT,...",
+      "All kvstore nodes, each HOST:PORT[@ZONE][/WEIGHT]; the same list for every role");
+  table->AddInt(
+      "replicas", &o->replicas, 0, 8,
+      "KV nodes that hold each block, in different zones where there are; 0: two when there "
+      "are two nodes");
+  table->AddInt("write-quorum", &o->write_quorum, 1, 8,
+                "Copies that must be committed before a block counts as stored; all replicas are "
+                "written in any case");
+  table->AddString("zone", &o->zone, "NAME",
+                   "Zone of this process: replicas in the same zone are read first; empty: none");
+}
+
+absl::Status CheckStoreOptions(const StoreOptions& o) {
+  if (o.nodes.empty()) {
+    return absl::InvalidArgumentError(
+        "--nodes is empty: expected HOST:PORT, or several with commas");
+  }
+  for (size_t i = 0; i < o.nodes.size(); ++i) {
+    const auto member = ParseMember(o.nodes[i]);
+    const std::string& endpoint = member.ok() ? member->endpoint : o.nodes[i];
+    const size_t colon = endpoint.rfind(':');
+    int port = 0;
+    if (!member.ok() || colon == std::string::npos || colon == 0 ||
+        !absl::SimpleAtoi(endpoint.substr(colon + 1), &port) || port < 1 || port > 65535) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--nodes has \"", o.nodes[i], "\": expected HOST:PORT[@ZONE][/WEIGHT]"));
+    }
+    for (size_t j = 0; j < i; ++j) {
+      if (ParseMember(o.nodes[j])->endpoint == endpoint) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("--nodes has ", endpoint, " twice: expected once"));
+      }
+    }
+  }
+  if (o.replicas > 0 && o.write_quorum > o.replicas) {
+    return absl::InvalidArgumentError(absl::StrCat("--write-quorum=", o.write_quorum,
+                                                   ": expected at most --replicas=", o.replicas));
+  }
+  if (static_cast<size_t>(o.write_quorum) > o.nodes.size()) {
+    return absl::InvalidArgumentError(absl::StrCat("--write-quorum=", o.write_quorum,
+                                                   ": expected at most the ", o.nodes.size(),
+                                                   " nodes of --nodes"));
+  }
+  return absl::OkStatus();
+}
+
+KvClientOptions ClientOptions(const StoreOptions& o) {
+  KvClientOptions client;
+  client.nodes = o.nodes;
+  client.replicas = o.replicas;
+  client.write_quorum = o.write_quorum;
+  client.zone = o.zone;
+  return client;
+}
+
+}  // namespace oscarkv

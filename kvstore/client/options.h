@@ -1,0 +1,27 @@
+// The options of every role that uses the store.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "common/options.h"
+#include "kvstore/client/client.h"
+
+namespace oscarkv {
+
+struct StoreOptions {
+  std::vector<std::string> nodes;  // HOST:PORT[@ZONE][/WEIGHT]
+  int replicas = 0;
+  int write_quorum = 1;
+  std::string zone;
+};
+
+// Rows for all of them.
+void AddStoreOptions(OptionTable* table, StoreOptions* options);
+// What a table cannot check; kInvalidArgument names the option.
+absl::Status CheckStoreOptions(const StoreOptions& options);
+// A client's options with these.
+KvClientOptions ClientOptions(const StoreOptions& options);
+
+}  // namespace oscarkv
