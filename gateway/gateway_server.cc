@@ -20,6 +20,7 @@
 #include "gateway/request_pipeline.h"
 #include "gateway/router.h"
 #include "gateway/worker_set.h"
+#include "model/chat_template.h"
 #include "model/model_config.h"
 #include "model/tokenizer.h"
 
@@ -136,6 +137,7 @@ struct GatewayServer::Impl {
   MetricRegistry* registry = nullptr;
   std::unique_ptr<GatewayMetrics> metrics;
   std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<ChatTemplate> chat_template;  // may be null
   std::unique_ptr<KvClient> store;
   std::unique_ptr<Router> router;
   std::unique_ptr<HttpServer> http;  // takes answers until the pipeline and the executor are gone
@@ -214,9 +216,20 @@ absl::Status GatewayServer::Impl::Load(MetricRegistry* given_registry,
   deps.max_context = static_cast<uint32_t>(config.max_position_embeddings);
   deps.default_deadline = options.default_deadline;
   deps.limits.max_body_bytes = options.http_max_body_bytes;
-  deps.render_chat = [](const OpenAiRequest&) -> absl::StatusOr<std::string> {
-    return absl::UnimplementedError("the model folder has no chat template");
-  };
+  absl::StatusOr<std::unique_ptr<ChatTemplate>> chat = ChatTemplate::Load(options.model);
+  if (chat.ok()) {
+    chat_template = *std::move(chat);
+    deps.render_chat = [this](const OpenAiRequest& request) {
+      return chat_template->Render(request.messages, request.template_variables);
+    };
+  } else {
+    // Everything but chats works without.
+    if (!absl::IsNotFound(chat.status())) {
+      LogWarn("no chats", {{"reason", std::string(chat.status().message())}});
+    }
+    deps.render_chat = [why = absl::UnimplementedError(chat.status().message())](
+                           const OpenAiRequest&) -> absl::StatusOr<std::string> { return why; };
+  }
   api = std::make_unique<HttpApi>(std::move(deps));
   return absl::OkStatus();
 }

@@ -17,6 +17,9 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr char kParamUrl[] = "oscarkv/param";
+// What a chat template is given by us: nobody may ask for another prompt than that of his messages.
+constexpr absl::string_view kReservedVariables[] = {"messages", "bos_token", "eos_token",
+                                                    "unk_token", "pad_token"};
 constexpr int kCompletionMaxTokens = 16;  // OpenAI's default
 
 absl::Status Bad(absl::string_view param, absl::string_view expected, const Json& value) {
@@ -331,6 +334,11 @@ absl::StatusOr<OpenAiRequest> ParseChatRequest(absl::string_view body, const Ope
   out.template_variables = Json::object();
   if (const Json* variables = f.Find("chat_template_kwargs")) {
     if (!variables->is_object()) return Bad("chat_template_kwargs", "an object", *variables);
+    for (absl::string_view reserved : kReservedVariables) {
+      if (variables->contains(std::string(reserved))) {
+        return Unsupported("chat_template_kwargs", absl::StrCat(reserved, " cannot be set"));
+      }
+    }
     out.template_variables = *variables;
   }
   f.Ignore({"reasoning_effort", "verbosity", "prediction"});

@@ -1,10 +1,14 @@
 """The gateway's HTTP API with Python's http.client: OpenAI's endpoints, streams, limits, disconnects; the answers are gRPC's."""
 import http.client
 import json
+import os
+import shutil
 import socket
+import tempfile
 import unittest
+from pathlib import Path
 
-from cluster import ClusterTest, words
+from cluster import MODEL, ClusterTest, words
 
 
 class HttpTest(ClusterTest):
@@ -142,6 +146,54 @@ class Completions(HttpTest):
                 "oscarkv_attention_running_sequences") == 0, timeout=5)
         self.cluster.wait_for("no pins", lambda: self.cluster["kvstore-0"].metric("oscarkv_kvstore_pins") == 0, timeout=5)
         self.assertEqual(self.cluster.gateway.metric("oscarkv_gateway_http_requests_total", code="499"), 2)
+
+
+TEMPLATE = """{%- for m in messages %}
+{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if messages[0].role == 'tool' %}{{ raise_exception('no tools first') }}{% endif %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% if short is defined %}{{- 'Well' }}{% endif %}{% endif %}"""
+
+
+def model_with_template():
+    """A copy of the reference model by links, with a chat template."""
+    folder = Path(tempfile.mkdtemp(prefix="oscarkv-model-"), "chatty")
+    folder.mkdir()
+    for file in Path(MODEL).iterdir():
+        os.symlink(file, folder / file.name)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return str(folder)
+
+
+class Chat(HttpTest):
+    model = model_with_template()
+    options = dict(model=model, gateway_args=["--http-listen", "127.0.0.1:0"])
+
+    @classmethod
+    def tearDownClass(cls):
+        super().tearDownClass()
+        shutil.rmtree(Path(cls.model).parent)
+
+    def test_a_chat_is_its_rendered_prompt(self):
+        messages = [{"role": "system", "content": "Brief."}, {"role": "user", "content": [{"type": "text", "text": "Who was it?"}]}]
+        prompt = "<|im_start|>system\nBrief.<|im_end|>\n<|im_start|>user\nWho was it?<|im_end|>\n<|im_start|>assistant\n"
+        completion = self.complete(prompt=prompt, max_tokens=12, temperature=0, model="chatty")
+        chat = self.complete("/v1/chat/completions", messages=messages, max_completion_tokens=12, temperature=0, model="chatty")
+        self.assertEqual(chat["object"], "chat.completion")
+        self.assertEqual(chat["choices"][0]["message"], {"role": "assistant", "content": completion["choices"][0]["text"], "refusal": None})
+        self.assertEqual(chat["usage"]["prompt_tokens"], completion["usage"]["prompt_tokens"])
+        chunks = self.stream("/v1/chat/completions", messages=messages, max_tokens=12, temperature=0)
+        self.assertEqual(chunks[0]["choices"][0]["delta"], {"role": "assistant", "content": ""})
+        self.assertEqual("".join(c["choices"][0]["delta"].get("content", "") for c in chunks), completion["choices"][0]["text"])
+        self.assertEqual(chunks[-1]["choices"][0]["finish_reason"], chat["choices"][0]["finish_reason"])
+        more = self.complete("/v1/chat/completions", messages=messages, max_tokens=1, chat_template_kwargs={"short": True})
+        self.assertGreater(more["usage"]["prompt_tokens"], chat["usage"]["prompt_tokens"])
+
+    def test_what_the_template_refuses_is_the_clients_error(self):
+        body = {"messages": [{"role": "tool", "content": "x"}]}
+        status, error, _ = self.error("POST", "/v1/chat/completions", body)
+        self.assertEqual(status, 400)
+        self.assertIn("chat template: line 4: no tools first", error["message"])
 
 
 class Overload(HttpTest):
