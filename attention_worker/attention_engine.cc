@@ -75,7 +75,7 @@ absl::StatusOr<uint64_t> AttentionEngine::Submit(DecodeJob job, DecodeEvents eve
   RETURN_IF_ERROR(CheckJob(job, runner_->config()));
   RETURN_IF_ERROR(CheckFits(job));
   const uint64_t id = next_id_++;
-  const Sha256Digest name_space = io_->NameSpace(job.tenant);
+  worker::ChainNames names = io_->Names(job.tenant, job.prompt_tokens);
   MutexLock lock(gate_mu_);
   if (closing_) return absl::UnavailableError("the attention worker is shutting down");
   if (taken_ >= options_.max_batch + options_.max_queue) {
@@ -83,7 +83,7 @@ absl::StatusOr<uint64_t> AttentionEngine::Submit(DecodeJob job, DecodeEvents eve
         absl::StrCat("the queue is full: ", taken_.load(), " sequences run or wait"));
   }
   ++taken_;
-  auto seq = std::make_shared<Sequence>(id, std::move(job), std::move(events), name_space,
+  auto seq = std::make_shared<Sequence>(id, std::move(job), std::move(events), std::move(names),
                                         &io_->arena().pool(), cancel_flags_.Add(id), Now());
   mailbox_.Post([this, seq] { Begin(seq); });
   return id;

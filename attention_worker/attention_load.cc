@@ -87,13 +87,14 @@ void AttentionEngine::OnLoaded(Sequence* seq, const std::vector<LoadItem>& items
   if (GoBack(seq, &verdict.compute)) return;
   seq->missing.insert(seq->missing.end(), verdict.compute.begin(), verdict.compute.end());
   if (seq->missing.empty()) return Run(seq);
+  if (io_->deterministic() && io_->coded()) AddWhatItTakes(seq->window(), &seq->missing);
   seq->state = DecodeState::kRecomputing;
   recomputing_[seq->id] = seq;
 }
 
 // True: the sequence was rewound, and another load is under way or will be.
 bool AttentionEngine::GoBack(Sequence* seq, std::vector<int>* missing) {
-  const int start = ReplayStart(*seq, *missing);
+  const int start = ReplayStart(*seq, *missing, io_->deterministic());
   if (start == seq->position()) return false;
   const int block = seq->block();
   seq->Rewind(start);

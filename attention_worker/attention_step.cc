@@ -62,9 +62,16 @@ absl::Status AttentionEngine::Recompute(Sequence* seq, int count) {
     if (io_->IsPage(b) && b >= seq->window()) windows.push_back(b);
   }
   PutBlocks(seq, mains, windows, /*partial=*/false);
+  // Rows before the window go when no block that is still missing attends them.
+  const int attended =
+      seq->missing.empty() ? seq->window() : FirstWindowBlock(seq->missing[0] * kBlockTokens);
   for (int b : mains) {
-    if (io_->IsPage(b) && b < seq->window()) seq->kv.ReleaseBlock(b);
+    if (io_->IsPage(b) && b < seq->window()) seq->held.push_back(b);
   }
+  std::erase_if(seq->held, [&](int b) {
+    if (b < attended) seq->kv.ReleaseBlock(b);
+    return b < attended;
+  });
   if (seq->missing.empty()) {
     recomputing_.erase(seq->id);
     metrics_->load_part.HistogramWith({"recompute"}).Observe(Seconds(Now() - seq->phase_start));
@@ -204,6 +211,7 @@ void AttentionEngine::Evict(Sequence* seq) {
 void AttentionEngine::Evicted(Sequence* seq) {
   seq->kv.Clear();
   seq->missing.clear();
+  seq->held.clear();
   seq->phase_start = Now();
   seq->state = DecodeState::kWaiting;
   waiting_[seq->id] = seq;

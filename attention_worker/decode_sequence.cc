@@ -36,13 +36,13 @@ absl::Status CheckJob(const DecodeJob& job, const ModelConfig& config) {
 }
 
 DecodeSequence::DecodeSequence(uint64_t id, DecodeJob job_in, DecodeEvents events,
-                               const Sha256Digest& name_space, KvPool* pool,
-                               worker::CancelFlag cancelled, Time now)
+                               worker::ChainNames names, KvPool* pool, worker::CancelFlag cancelled,
+                               Time now)
     : id(id),
       job(std::move(job_in)),
       events(std::move(events)),
       tokens(job.tokens),
-      names(name_space),
+      names(std::move(names)),
       kv(pool),
       cancelled(std::move(cancelled)),
       arrived(now),
@@ -52,7 +52,7 @@ DecodeSequence::DecodeSequence(uint64_t id, DecodeJob job_in, DecodeEvents event
 void DecodeSequence::Rewind(int new_position) {
   replay.insert(replay.begin(), tokens.begin() + new_position + 1, tokens.end());
   tokens.resize(new_position + 1);
-  names = worker::ChainNames(names.name_space());
+  names = names.Fresh();
   names.Extend(computed());
 }
 
@@ -136,12 +136,29 @@ LoadVerdict JudgeLoad(absl::Span<const LoadItem> items, absl::Span<const absl::S
   return verdict;
 }
 
-int ReplayStart(const DecodeSequence& seq, absl::Span<const int> missing) {
+int ReplayStart(const DecodeSequence& seq, absl::Span<const int> missing, bool deterministic) {
+  if (deterministic) {
+    for (const int b : missing) {
+      if ((b + 1) * kBlockTokens <= seq.job.prompt_tokens) continue;
+      return std::min(std::max(b * kBlockTokens, seq.job.prompt_tokens), seq.position());
+    }
+    return seq.position();
+  }
   if (missing.empty() || missing.back() != seq.block()) return seq.position();
   size_t first = missing.size() - 1;
   while (first > 0 && missing[first - 1] == missing[first] - 1) --first;
   const int start = std::max(missing[first] * kBlockTokens, seq.job.prompt_tokens);
   return seq.position() - start <= kMaxReplay ? std::min(start, seq.position()) : seq.position();
+}
+
+void AddWhatItTakes(int window, std::vector<int>* missing) {
+  int last = 0;  // missing block that attends rows of a block before the window
+  for (const int b : *missing) {
+    if (FirstWindowBlock(b * kBlockTokens) < window) last = b;
+  }
+  for (int b = kSinkBlocks; b < std::min(window, last); ++b) missing->push_back(b);
+  std::sort(missing->begin(), missing->end());
+  missing->erase(std::unique(missing->begin(), missing->end()), missing->end());
 }
 
 }  // namespace oscarkv

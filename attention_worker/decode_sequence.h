@@ -62,7 +62,7 @@ enum class DecodeState {
 };
 
 struct DecodeSequence {
-  DecodeSequence(uint64_t id, DecodeJob job, DecodeEvents events, const Sha256Digest& name_space,
+  DecodeSequence(uint64_t id, DecodeJob job, DecodeEvents events, worker::ChainNames names,
                  KvPool* pool, worker::CancelFlag cancelled, Time now);
 
   // Of the last token: where the next step writes. Tokens before it have K and V once the sequence
@@ -103,6 +103,7 @@ struct DecodeSequence {
   int puts_in_flight = 0;
   std::set<int> window_puts;   // blocks whose bf16 slot a put is reading
   std::vector<int> missing;    // ascending: blocks to compute before it may run
+  std::vector<int> held;       // of these, done, whose bf16 rows the next ones attend
   int released = kSinkBlocks;  // bf16 slots of coded blocks before this one were given back
   int generated = 0;           // tokens chosen here
   DecodeResult result;
@@ -138,7 +139,12 @@ struct LoadVerdict {
 LoadVerdict JudgeLoad(absl::Span<const LoadItem> items, absl::Span<const absl::Status> statuses);
 
 // Where a sequence whose blocks `missing` (ascending) have to be computed goes back to, see
-// attention_load.cc; its position: it need not.
-int ReplayStart(const DecodeSequence& seq, absl::Span<const int> missing);
+// attention_load.cc; its position: it need not. `deterministic`: however far that is.
+int ReplayStart(const DecodeSequence& seq, absl::Span<const int> missing, bool deterministic);
+
+// A block is computed to the bit only from the bf16 rows of the four blocks before it, and those in
+// turn: adds to `missing` (ascending) what that takes when only the blocks from `window` on are
+// loaded with their bf16 rows.
+void AddWhatItTakes(int window, std::vector<int>* missing);
 
 }  // namespace oscarkv

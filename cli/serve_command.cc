@@ -48,6 +48,7 @@ class ServeCommand final : public Command {
     table->AddChoice(
         "prefill-history", &history_, {"exact", "canonical"},
         "What a prompt's tokens attend: unquantised history, or the stored codes as decoding does");
+    table->AddBool("deterministic", &deterministic_, "As the workers' option");
     table->AddChoice("data-path", &data_path_, {"ucx", "grpc"}, "How blocks travel");
     table->AddString("ucx-lanes", &ucx_lanes_, "LIST",
                      "auto, shm, tcp, rdma or a list as in UCX_TLS");
@@ -61,9 +62,21 @@ class ServeCommand final : public Command {
 
  private:
   std::vector<std::string> WorkerArgs(const std::string& nodes) const {
-    return {"--model",           model_,    "--nodes",     nodes,      "--profile",   profile_,
-            "--prefill-history", history_,  "--data-path", data_path_, "--ucx-lanes", ucx_lanes_,
-            "--replicas",        Replicas()};
+    return {"--model",
+            model_,
+            "--nodes",
+            nodes,
+            "--profile",
+            profile_,
+            "--prefill-history",
+            history_,
+            "--data-path",
+            data_path_,
+            "--ucx-lanes",
+            ucx_lanes_,
+            "--replicas",
+            Replicas(),
+            deterministic_ ? "--deterministic" : "--no-deterministic"};
   }
 
   std::string Replicas() const { return absl::StrCat(std::min(replicas_, kvstores_)); }
@@ -152,7 +165,7 @@ class ServeCommand final : public Command {
   std::string model_ = "models/reference", listen_ = "127.0.0.1:7400", profile_ = "oscar",
               history_ = "exact";
   std::string http_listen_, data_path_ = "ucx", ucx_lanes_ = "auto", log_dir_;
-  bool processes_ = false;
+  bool deterministic_ = false, processes_ = false;
   int kvstores_ = 1, replicas_ = 1, prefills_ = 1, attentions_ = 1;
   uint64_t capacity_ = uint64_t{1} << 30;
   auth::SecurityOptions security_;  // of all roles

@@ -36,7 +36,9 @@ absl::StatusOr<std::unique_ptr<PrefillServer>> PrefillServer::Start(
     const PrefillServerOptions& options, MetricRegistry* metrics,
     std::function<void(double)> progress) {
   PrefillEngineOptions engine = options.engine;
-  engine.window_miss = options.window_miss == "all" ? WindowMiss::kAll : WindowMiss::kRecompute;
+  engine.window_miss = options.worker.deterministic || options.window_miss == "all"
+                           ? WindowMiss::kAll
+                           : WindowMiss::kRecompute;
   if (engine.chunk_tokens % kBlockTokens != 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("--chunk=", engine.chunk_tokens, ": expected a multiple of ", kBlockTokens));

@@ -19,11 +19,17 @@ BlockKey PartialPlacement(const ChainNames& names, const BlockKey& own) {
 }
 }  // namespace
 
+ChainNames::ChainNames(const Sha256Digest& name_space, size_t answers_from)
+    : name_space_(name_space), answers_(name_space), answers_from_(answers_from) {
+  if (answers_from == SIZE_MAX) return;
+  answers_ = Sha256().Update(name_space.data(), name_space.size()).Update("answers").Finish();
+}
+
 void ChainNames::Extend(absl::Span<const int32_t> tokens) {
   while ((chain_.size() + 1) * kBlockTokens <= tokens.size()) {
     const size_t b = chain_.size();
-    chain_.push_back(
-        ChainKey(name_space_, parent(b), tokens.subspan(b * kBlockTokens, kBlockTokens)));
+    chain_.push_back(ChainKey(name_space((b + 1) * kBlockTokens), parent(b),
+                              tokens.subspan(b * kBlockTokens, kBlockTokens)));
   }
 }
 
@@ -87,7 +93,8 @@ StoredBlock BlockIo::Partial(const ChainNames& names, const SequenceKv& kv,
                              absl::Span<const int32_t> rows) const {
   StoredBlock block = Describe(BlockKind::kHandover, static_cast<int>(rows.size()));
   const int b = static_cast<int>(names.chain().size());
-  block.spec.key = PartialKey(names.name_space(), names.parent(b), rows);
+  block.spec.key =
+      PartialKey(names.name_space(b * kBlockTokens + rows.size()), names.parent(b), rows);
   block.spec.placement = PartialPlacement(names, block.spec.key);
   block.header_slot = arena_->block_header(kv.at(b).block);
   block.body = reinterpret_cast<uint8_t*>(kv.pool().block(kv.at(b).block));

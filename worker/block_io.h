@@ -9,6 +9,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -22,19 +23,27 @@
 
 namespace oscarkv::worker {
 
-// The names of the full blocks of a growing token sequence. Not thread-safe.
+// The names of the blocks of a growing token sequence. Not thread-safe.
 class ChainNames {
  public:
-  explicit ChainNames(const Sha256Digest& name_space) : name_space_(name_space) {}
+  // `answers_from`: blocks with a token from this one on get names of their own, by which no prompt
+  // finds them; see BlockIoOptions.
+  explicit ChainNames(const Sha256Digest& name_space, size_t answers_from = SIZE_MAX);
   // Hashes the full blocks of `tokens` (the whole sequence, an extension of the last call's) that
   // are new.
   void Extend(absl::Span<const int32_t> tokens);
   absl::Span<const BlockKey> chain() const { return chain_; }
-  const Sha256Digest& name_space() const { return name_space_; }
+  // Of a block whose last token is before `end`.
+  const Sha256Digest& name_space(size_t end) const {
+    return end > answers_from_ ? answers_ : name_space_;
+  }
+  // Of the same sequence, none of it named yet.
+  ChainNames Fresh() const { return ChainNames(name_space_, answers_from_); }
   BlockKey parent(int b) const { return b == 0 ? BlockKey{} : chain_[b - 1]; }
 
  private:
-  Sha256Digest name_space_;
+  Sha256Digest name_space_, answers_;
+  size_t answers_from_;
   std::vector<BlockKey> chain_;
 };
 
@@ -66,6 +75,11 @@ struct BlockIdentity {
 struct BlockIoOptions {
   Duration handover_ttl = std::chrono::seconds(120);
   Duration timeout = std::chrono::seconds(5);  // of one call to the store
+  // No answer depends on what the store happens to hold. Decode steps and prefill sum in different
+  // orders: a later prompt that finds an answer's blocks gets other bits than one that has to
+  // compute them, so it never finds them; and what a worker misses it computes as it was computed
+  // first, however long that takes.
+  bool deterministic = false;
 };
 
 // Thread-safe. `client` and `arena` outlive it.
@@ -76,10 +90,15 @@ class BlockIo {
 
   // The digest that all block keys of a tenant start from.
   Sha256Digest NameSpace(absl::string_view tenant) const;
+  // For a sequence whose tokens behind the first `prompt_tokens` are an answer.
+  ChainNames Names(absl::string_view tenant, size_t prompt_tokens) const {
+    return ChainNames(NameSpace(tenant), options_.deterministic ? prompt_tokens : SIZE_MAX);
+  }
   bool coded() const {
     return identity_.profile != Profile::kBf16;
   }  // blocks behind the sink have pages
   const BlockIdentity& identity() const { return identity_; }
+  bool deterministic() const { return options_.deterministic; }
   KvClient& client() const { return *client_; }
   KvArena& arena() const { return *arena_; }
   const Clock& clock() const { return *clock_; }

@@ -19,6 +19,9 @@ void AddWorkerOptions(OptionTable* table, WorkerOptions* o) {
   table->AddChoice("prefill-history", &o->prefill_history, {"exact", "canonical"},
                    "What the tokens of a prompt attend: unquantised history, or the stored codes "
                    "as decoding does");
+  table->AddBool("deterministic", &o->deterministic,
+                 "No answer depends on what the store holds: canonical history, --window-miss all, "
+                 "and what an answer put into the store is found only by that answer");
   table->AddFloat("key-clip", &o->key_clip, 0.5, 1,
                   "Quantile at which keys are clipped before rounding");
   table->AddFloat("value-clip", &o->value_clip, 0.5, 1,

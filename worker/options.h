@@ -18,6 +18,7 @@ struct WorkerOptions {
   StoreOptions store;
   std::string profile = "oscar";
   std::string prefill_history = "exact";
+  bool deterministic = false;
   float key_clip = 0.96f;
   float value_clip = 0.92f;
   std::string shaped_file;  // profile shaped; empty: in the model's folder

@@ -36,8 +36,9 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> BuildRunner(const WorkerOptions& op
   const bool bf16 =
       options.compute == "bf16" || (options.compute == "auto" && kernels::HasNativeBf16());
   transformer.compute = bf16 ? kernels::Compute::kBf16 : kernels::Compute::kFp32;
-  transformer.history =
-      options.prefill_history == "canonical" ? PrefillHistory::kCanonical : PrefillHistory::kExact;
+  transformer.history = options.deterministic || options.prefill_history == "canonical"
+                            ? PrefillHistory::kCanonical
+                            : PrefillHistory::kExact;
   const int half = static_cast<int>(std::thread::hardware_concurrency() / 2);
   transformer.threads = options.threads > 0 ? options.threads : std::max(1, half);
   transformer.progress = std::move(progress);
@@ -117,7 +118,8 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> BuildRuntime(
                                config.kv_shape(), codec->fingerprint(), runtime->model_fingerprint};
   runtime->io = std::make_unique<BlockIo>(
       runtime->client.get(), runtime->arena.get(), identity,
-      BlockIoOptions{options.handover_ttl, options.store_timeout}, SteadyClock::Get());
+      BlockIoOptions{options.handover_ttl, options.store_timeout, options.deterministic},
+      SteadyClock::Get());
   runtime->metrics = std::make_unique<WorkerMetrics>(registry, role);
   const kernels::KvShape shape = config.kv_shape();
   runtime->metrics->SetCompression(

@@ -266,5 +266,43 @@ TEST_F(AttentionResumeTest, QuietSequencesGiveSignsOfLife) {
   EXPECT_TRUE(waiting.Await().status.ok());
 }
 
+// With --deterministic: prompt of 700 tokens, 200 of the answer, blocks 10..14 in the window.
+TEST_F(AttentionResumeTest, DeterministicReplayStartsWhereTheFirstMissingAnswerTokenIs) {
+  AttentionWorkerUnderTest& worker = Worker();
+  DecodeJob job = worker.Job(Prompt(901), 10);
+  job.prompt_tokens = 700;
+  const DecodeSequence seq(1, job, {}, worker::ChainNames(Sha256Digest{}),
+                           &worker.parts.arena->pool(), {}, Time{});
+  ASSERT_EQ(seq.position(), 900);
+  const std::vector<std::pair<std::vector<int>, int>> cases = {
+      {{}, 900},  {{14}, 896},      {{13, 14}, 832},    {{11}, 704},    {{10}, 700},
+      {{9}, 900}, {{2, 3, 9}, 900}, {{9, 10, 14}, 700}, {{3, 12}, 768}, {{10, 11}, 700},
+  };
+  for (const auto& [missing, start] : cases)
+    EXPECT_EQ(ReplayStart(seq, missing, /*deterministic=*/true), start)
+        << testing::PrintToString(missing);
+}
+
+TEST(AddWhatItTakes, Table) {
+  struct Case {
+    int window;
+    std::vector<int> missing, all;
+  };
+  for (const Case& c : std::vector<Case>{
+           {10, {}, {}},
+           {1, {3, 4}, {3, 4}},                          // all rows before are there
+           {10, {14}, {14}},                             // attends blocks 10..13
+           {10, {13}, {1, 2, 3, 4, 5, 6, 7, 8, 9, 13}},  // attends block 9
+           {10, {5}, {1, 2, 3, 4, 5}},
+           {10, {1}, {1}},
+           {10, {0}, {0}},
+           {10, {0, 5, 12}, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12}},
+       }) {
+    std::vector<int> missing = c.missing;
+    AddWhatItTakes(c.window, &missing);
+    EXPECT_EQ(missing, c.all) << testing::PrintToString(c.missing);
+  }
+}
+
 }  // namespace
 }  // namespace oscarkv

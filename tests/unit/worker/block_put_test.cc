@@ -113,12 +113,37 @@ TEST_F(BlockPutTest, SpecsOfAChain) {
   EXPECT_EQ(partial.header.tokens, 10);
 }
 
+// Kept apart, blocks with a token of the answer have names of their own, and only those.
+TEST_F(BlockPutTest, AnswersKeptApart) {
+  constexpr size_t kPrompt = 130;
+  const auto tokens = Prompt(5 * 64 + 10);
+  ChainNames shared(names_.name_space(0)), apart(names_.name_space(0), kPrompt);
+  shared.Extend(tokens);
+  apart.Extend(tokens);
+  ASSERT_EQ(apart.chain().size(), 5u);
+  for (size_t b = 0; b < 5; ++b)
+    EXPECT_EQ(apart.chain()[b] == shared.chain()[b], (b + 1) * 64 <= kPrompt) << b;
+
+  // The rows behind the last full block: the prompt's, then with the answer's first.
+  ChainNames prompt = apart.Fresh(), plain = shared.Fresh();
+  prompt.Extend(absl::MakeConstSpan(tokens).first(kPrompt));
+  plain.Extend(absl::MakeConstSpan(tokens).first(kPrompt));
+  SequenceKv kv(&parts_.arena->pool());
+  ASSERT_TRUE(kv.EnsureBlock(2));
+  const auto rows = absl::MakeConstSpan(tokens).subspan(128);
+  const auto key = [&](const ChainNames& names, size_t n) {
+    return parts_.io.Partial(names, kv, rows.first(n)).spec.key;
+  };
+  EXPECT_EQ(key(prompt, 2), key(plain, 2));
+  EXPECT_NE(key(prompt, 3), key(plain, 3));
+}
+
 // A partial block behind 16 full ones lives with them: the next run of 16 has no first block yet.
 // Without a full block it is alone.
 TEST_F(BlockPutTest, PlacementOfPartialBlocks) {
   for (const int n : {10, 16 * 64 + 10}) {
     const auto tokens = Prompt(n);
-    ChainNames names(names_.name_space());
+    ChainNames names = names_.Fresh();
     names.Extend(tokens);
     SequenceKv kv(&parts_.arena->pool());
     ASSERT_TRUE(kv.EnsureBlock(n / 64));
