@@ -117,12 +117,12 @@ class Reset(Proxied):
 
 
 class BitFlips(Fault):
-    """One bit of every stored 2-bit block of a node, in its memory, from outside."""
-    what, hold_s = "bit flips in", 4
+    """One bit of every stored 2-bit block, in the nodes' memory, from outside: no replica is good."""
+    name, hold_s = "bit flips in all kvstores", 4
 
     def inject(self):
-        if not flip_blocks(self.role.process.pid):
-            raise AssertionError(f"{self.victim} holds no block to flip bits in")
+        if not sum(flip_blocks(role.process.pid) for role in self.cluster.of("kvstore")):
+            raise AssertionError("no node holds a block to flip bits in")
 
     def heal(self):
         pass
