@@ -25,6 +25,13 @@ add_library(dnnl_imported UNKNOWN IMPORTED)
 set_target_properties(dnnl_imported PROPERTIES IMPORTED_LOCATION ${DNNL_LIBRARY}
                       INTERFACE_INCLUDE_DIRECTORIES ${DNNL_INCLUDE_DIR})
 
+# Debian's RocksDBConfig.cmake asks for the development files of all that RocksDB was built with.
+find_library(ROCKSDB_LIBRARY rocksdb REQUIRED)
+find_path(ROCKSDB_INCLUDE_DIR rocksdb/db.h REQUIRED)
+add_library(rocksdb_imported UNKNOWN IMPORTED)
+set_target_properties(rocksdb_imported PROPERTIES IMPORTED_LOCATION ${ROCKSDB_LIBRARY}
+                      INTERFACE_INCLUDE_DIRECTORIES ${ROCKSDB_INCLUDE_DIR})
+
 if(OSCARKV_TESTS)
   find_package(GTest REQUIRED)
 endif()

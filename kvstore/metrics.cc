@@ -68,6 +68,70 @@ KvNodeMetrics::KvNodeMetrics(MetricRegistry* r)
   for (const char* found : {"put", "stored", "reader"}) corrupt.With({found});
 }
 
+KvTierMetrics::KvTierMetrics(MetricRegistry* r)
+    : capacity(
+          r->AddGauge("oscarkv_kvstore_ssd_capacity_bytes", "Disk space for blocks", {"node"})),
+      used(r->AddGauge("oscarkv_kvstore_ssd_used_bytes",
+                       "Disk space taken, that of erased blocks included until their part of the "
+                       "disk is reused",
+                       {"node"})),
+      queued(r->AddGauge("oscarkv_kvstore_ssd_queued_bytes", "Blocks waiting to be written to disk",
+                         {"node"})),
+      unflushed(r->AddGauge("oscarkv_kvstore_ssd_unflushed_bytes",
+                            "Written, but lost if the process died now", {"node"})),
+      writable(r->AddGauge("oscarkv_kvstore_ssd_writable",
+                           "0 while nothing is written after a failure of the disk", {"node"})),
+      adopted(r->AddGauge("oscarkv_kvstore_ssd_adopted_blocks",
+                          "Blocks found on disk when the node started", {"node"})),
+      demotions(
+          r->AddCounter("oscarkv_kvstore_ssd_demotions_total",
+                        "Blocks that memory gave up and the disk has: written now, or present "
+                        "from before",
+                        {"outcome"})),
+      drops(r->AddCounter("oscarkv_kvstore_ssd_drops_total",
+                          "Blocks that memory gave up and the disk did not take: not_reused, "
+                          "write_rate, queue_full, quota, too_large, disk_error, shutdown",
+                          {"reason"})),
+      promotions(r->AddCounter("oscarkv_kvstore_ssd_promotions_total",
+                               "Blocks asked for while on disk: ok, late (not read in time), "
+                               "no_room, gone, corrupt, disk_error",
+                               {"outcome"})),
+      moved(r->AddCounter("oscarkv_kvstore_ssd_bytes_total",
+                          "Bytes of blocks written to (demoted) and read from (promoted) the disk",
+                          {"direction"})),
+      evictions(r->AddCounter("oscarkv_kvstore_ssd_evictions_total",
+                              "Blocks of the oldest part of the disk when it was reused: dropped, "
+                              "or rescued because they had been used",
+                              {"outcome"})),
+      corrupt(r->AddCounter("oscarkv_kvstore_ssd_corrupt_blocks_total",
+                            "Damaged blocks found on disk at the start, by a read or by the "
+                            "scrubber; they are forgotten",
+                            {"found"})),
+      errors(r->AddCounter("oscarkv_kvstore_ssd_errors_total", "Failed operations of the disk",
+                           {"op", "code"})),
+      op_seconds(r->AddHistogram("oscarkv_kvstore_ssd_op_seconds",
+                                 "Time of a read, a write (into a buffer), a flush, and the time "
+                                 "that a get waited for the disk",
+                                 LatencySecondsBounds(), {"op"})),
+      scrubbed(r->AddCounter("oscarkv_kvstore_ssd_scrubbed_bytes_total",
+                             "Bytes that the scrubber read and checked")) {
+  for (const char* outcome : {"written", "present"}) demotions.With({outcome});
+  for (const char* reason :
+       {"not_reused", "write_rate", "queue_full", "quota", "too_large", "disk_error", "shutdown"})
+    drops.With({reason});
+  for (const char* outcome : {"ok", "late", "no_room", "gone", "corrupt", "disk_error"})
+    promotions.With({outcome});
+  for (const char* outcome : {"dropped", "rescued"}) evictions.With({outcome});
+  for (const char* found : {"start", "read", "scrub"}) corrupt.With({found});
+  demoted_bytes = &moved.With({"demoted"});
+  promoted_bytes = &moved.With({"promoted"});
+  scrubbed_bytes = &scrubbed.Get();
+  read_seconds = &op_seconds.HistogramWith({"read"});
+  write_seconds = &op_seconds.HistogramWith({"write"});
+  flush_seconds = &op_seconds.HistogramWith({"flush"});
+  wait_seconds = &op_seconds.HistogramWith({"wait"});
+}
+
 KvClientMetrics::KvClientMetrics(MetricRegistry* r)
     : bytes(r->AddCounter("oscarkv_kvstore_client_bytes_total", "Bytes of blocks moved",
                           {"direction", "lane", "peer"})),

@@ -55,6 +55,33 @@ struct KvNodeMetrics {
   Metric *put_committed, *put_revoked, *put_expired, *put_refused;
 };
 
+// Of the tier on disk; kvstore/tier.
+struct KvTierMetrics {
+  explicit KvTierMetrics(MetricRegistry* registry);
+
+  // Set by KvNode::Tick. What the tier holds is in KvNodeMetrics::bytes and blocks, tier "ssd".
+  MetricFamily& capacity;   // {node}
+  MetricFamily& used;       // {node}
+  MetricFamily& queued;     // {node}
+  MetricFamily& unflushed;  // {node}
+  MetricFamily& writable;   // {node}
+  MetricFamily& adopted;    // {node}
+
+  MetricFamily& demotions;   // {outcome}
+  MetricFamily& drops;       // {reason}
+  MetricFamily& promotions;  // {outcome}: counted by KvNode
+  MetricFamily& moved;       // {direction}, bytes
+  MetricFamily& evictions;   // {outcome}
+  MetricFamily& corrupt;     // {found}
+  MetricFamily& errors;      // {op, code}
+  MetricFamily& op_seconds;  // {op}
+  MetricFamily& scrubbed;    // {}, bytes
+
+  // Series of hot paths.
+  Metric *demoted_bytes, *promoted_bytes, *scrubbed_bytes;
+  Histogram *read_seconds, *write_seconds, *flush_seconds, *wait_seconds;
+};
+
 struct KvClientMetrics {
   explicit KvClientMetrics(MetricRegistry* registry);
 

@@ -8,12 +8,14 @@
 #include "kvstore/api.h"
 #include "kvstore/core/allocator.h"
 #include "kvstore/core/eviction.h"
+#include "kvstore/tier/tier.h"
 
 namespace oscarkv {
 
 struct Tenant {
   std::string name;
   uint32_t id = 0;
+  TenantDigest digest{};
   std::atomic<uint64_t> used_bytes{
       0};  // memory of its blocks, reservations and quarantine, rounding included
 };
@@ -31,6 +33,7 @@ struct Block : EvictionEntry {
   Extent extent;  // moves only while there is no pin
   uint32_t pins = 0;
   bool erased = false;  // out of the index, kept by its pins
+  bool reused = false;  // a prefix match found it
   uint32_t touch_epoch = 0;
   Time expires = Time::max();
   Time expiry_queued{};  // the entry in its shard's expiry queue that counts

@@ -8,8 +8,12 @@
 namespace oscarkv {
 
 BlockIndex::BlockIndex(size_t shards, EvictionKind eviction, BlockAllocator* allocator,
-                       absl::Span<uint8_t> arena, KvNodeMetrics* metrics)
-    : allocator_(allocator), arena_(arena), metrics_(metrics), eviction_(eviction) {
+                       absl::Span<uint8_t> arena, KvNodeMetrics* metrics, EvictionSink sink)
+    : allocator_(allocator),
+      arena_(arena),
+      metrics_(metrics),
+      sink_(std::move(sink)),
+      eviction_(eviction) {
   for (size_t i = 0; i < std::max<size_t>(shards, 1); ++i)
     shards_.push_back(std::make_unique<Shard>());
 }
@@ -72,8 +76,7 @@ bool BlockIndex::Contains(const StoredKey& key, Time now) const {
   return Find(shard, key, now) != nullptr;
 }
 
-size_t BlockIndex::Match(uint32_t tenant, absl::Span<const BlockKey> keys, Time now,
-                         bool count_misses) {
+size_t BlockIndex::Match(uint32_t tenant, absl::Span<const BlockKey> keys, Time now) {
   const uint32_t epoch = NewEpoch();
   size_t matched = 0;
   for (; matched < keys.size(); ++matched) {
@@ -85,13 +88,12 @@ size_t BlockIndex::Match(uint32_t tenant, absl::Span<const BlockKey> keys, Time 
       Block* block = Find(shard, key, now);
       if (block == nullptr) break;
       Hit(shard, block, epoch, now);
+      block->reused = true;
       parent = block->parent;
     }
     // In a chain the parent is the key before, which has its hit.
     if (matched == 0 || parent.key != keys[matched - 1]) HitAncestors(parent, epoch, now);
   }
-  hits_.fetch_add(matched, std::memory_order_relaxed);
-  if (count_misses) misses_.fetch_add(keys.size() - matched, std::memory_order_relaxed);
   return matched;
 }
 
@@ -308,6 +310,7 @@ bool BlockIndex::EvictOne(const PoolId& pool, Time now) {
     if (victim == nullptr) continue;
     evictions_.fetch_add(1, std::memory_order_relaxed);
     if (metrics_ != nullptr) metrics_->OnEviction(victim->kind, now - victim->last_use);
+    if (sink_) sink_(*victim, {arena_.data() + victim->extent.offset, victim->size});
     CountChildren(victim->parent, -1, 0);
     FreeMemory(std::move(victim));
     return true;
@@ -347,8 +350,6 @@ IndexStats BlockIndex::stats() const {
     s.kind_bytes[k] = kind_bytes_[k].load(std::memory_order_relaxed);
     s.kind_blocks[k] = kind_blocks_[k].load(std::memory_order_relaxed);
   }
-  s.hits = hits_.load(std::memory_order_relaxed);
-  s.misses = misses_.load(std::memory_order_relaxed);
   s.evictions = evictions_.load(std::memory_order_relaxed);
   s.pinned_bytes = pinned_bytes_.load(std::memory_order_relaxed);
   return s;

@@ -15,6 +15,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <queue>
@@ -42,14 +43,16 @@ struct PoolId {
 struct IndexStats {
   uint64_t kind_bytes[kNumBlockKinds] = {};
   uint64_t kind_blocks[kNumBlockKinds] = {};
-  uint64_t hits = 0, misses = 0, evictions = 0, pinned_bytes = 0;
+  uint64_t evictions = 0, pinned_bytes = 0;
 };
 
 class BlockIndex {
  public:
-  // `allocator` and `arena` outlive the index; `metrics` may be null.
+  // Sees a block that EvictOne took out, before its memory is freed; no lock is held.
+  using EvictionSink = std::function<void(const Block& block, absl::Span<const uint8_t> bytes)>;
+  // `allocator` and `arena` outlive the index; `metrics` and `sink` may be null.
   BlockIndex(size_t shards, EvictionKind eviction, BlockAllocator* allocator,
-             absl::Span<uint8_t> arena, KvNodeMetrics* metrics);
+             absl::Span<uint8_t> arena, KvNodeMetrics* metrics, EvictionSink sink);
   ~BlockIndex();
   BlockIndex(const BlockIndex&) = delete;
   BlockIndex& operator=(const BlockIndex&) = delete;
@@ -57,8 +60,7 @@ class BlockIndex {
   bool Contains(const StoredKey& key, Time now) const;
   // How many keys from the first on the tenant has stored; counts as a use of them and of their
   // ancestors.
-  size_t Match(uint32_t tenant, absl::Span<const BlockKey> keys, Time now,
-               bool count_misses = true);
+  size_t Match(uint32_t tenant, absl::Span<const BlockKey> keys, Time now);
   // One number per batch of Pin calls: ancestors are counted once per batch.
   uint32_t NewEpoch() { return epoch_.fetch_add(1) + 1; }
   // Counts as a use. Null: not stored. The block keeps its address, its extent and its bytes until
@@ -152,6 +154,7 @@ class BlockIndex {
   BlockAllocator* const allocator_;
   const absl::Span<uint8_t> arena_;
   KvNodeMetrics* const metrics_;
+  const EvictionSink sink_;
   const EvictionKind eviction_;
   std::vector<std::unique_ptr<Shard>> shards_;
   mutable Mutex pools_mu_;
@@ -160,7 +163,7 @@ class BlockIndex {
   std::atomic<uint32_t> evict_cursor_{0};
   std::atomic<uint64_t> kind_bytes_[kNumBlockKinds] = {};
   std::atomic<uint64_t> kind_blocks_[kNumBlockKinds] = {};
-  std::atomic<uint64_t> hits_{0}, misses_{0}, evictions_{0}, pinned_bytes_{0};
+  std::atomic<uint64_t> evictions_{0}, pinned_bytes_{0};
 };
 
 }  // namespace oscarkv

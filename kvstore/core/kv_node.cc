@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/log.h"
 #include "common/status_macros.h"
+#include "kvstore/tier/record.h"
 
 namespace oscarkv {
 namespace {
@@ -37,13 +38,19 @@ absl::Status PinGone() {
 }  // namespace
 
 KvNode::KvNode(const KvNodeOptions& options, absl::Span<uint8_t> arena, const Clock* clock,
-               KvNodeMetrics* metrics)
+               KvNodeMetrics* metrics, Tier* tier, KvTierMetrics* tier_metrics)
     : options_(options),
       arena_(arena),
       clock_(clock),
       metrics_(metrics),
       allocator_(MakeSlabAllocator(arena.size(), options.slab_bytes)),
-      index_(options.shards, options.eviction, allocator_.get(), arena, metrics),
+      tier_(tier),
+      tier_metrics_(tier_metrics),
+      index_(
+          options.shards, options.eviction, allocator_.get(), arena, metrics,
+          tier == nullptr ? BlockIndex::EvictionSink()
+                          : [this](const Block& block,
+                                   absl::Span<const uint8_t> bytes) { Demote(block, bytes); }),
       incarnation_(Mix(options.seed)) {}
 
 KvNode::~KvNode() {
@@ -97,6 +104,7 @@ absl::StatusOr<Tenant*> KvNode::FindTenant(const std::string& name) {
   auto tenant = std::make_unique<Tenant>();
   tenant->name = name;
   tenant->id = tenants_.size();
+  tenant->digest = DigestOfTenant(name);
   return (tenants_[name] = std::move(tenant)).get();
 }
 
@@ -168,14 +176,16 @@ absl::Status KvNode::Handle(const kv::MatchPrefixRequest& request,
     const size_t end = r + 1 < runs.size() ? runs[r + 1] : keys.size();
     if (begin > end || end > keys.size())
       return absl::InvalidArgumentError("runs of keys: expected ascending from 0");
-    const size_t here = index_.Match(session->tenant->id, keys.subspan(begin, end - begin),
-                                     clock_->Now(), /*count_misses=*/!request.again);
+    const size_t here =
+        MatchChain(*session->tenant, keys.subspan(begin, end - begin), clock_->Now());
     if (r == 0) response->matched = here;
     if (!runs.empty()) response->of_runs.push_back(here);
     matched += here;
   }
+  const size_t missed = request.again ? 0 : keys.size() - matched;
+  hits_.fetch_add(matched, std::memory_order_relaxed);
+  misses_.fetch_add(missed, std::memory_order_relaxed);
   if (metrics_ != nullptr) {
-    const size_t missed = request.again ? 0 : keys.size() - matched;
     metrics_->hit_blocks->Add(matched);
     metrics_->hit_tokens->Add(matched * kTokensPerBlock);
     metrics_->miss_blocks->Add(missed);
@@ -189,8 +199,11 @@ absl::Status KvNode::Handle(const kv::ExistsRequest& request, kv::ExistsResponse
   ASSIGN_OR_RETURN(const auto session, FindSession(request.session_id));
   const Time now = clock_->Now();
   response->stored.assign(request.keys.size(), false);
-  for (size_t i = 0; i < request.keys.size(); ++i)
-    response->stored[i] = index_.Contains(session->Own(request.keys[i]), now);
+  for (size_t i = 0; i < request.keys.size(); ++i) {
+    response->stored[i] =
+        index_.Contains(session->Own(request.keys[i]), now) ||
+        (tier_ != nullptr && tier_->Contains({session->tenant->digest, request.keys[i]}));
+  }
   return absl::OkStatus();
 }
 
@@ -216,16 +229,19 @@ absl::Status KvNode::Handle(const kv::GetStartRequest& request, kv::GetStartResp
                      request.keys.size(), " more: at most ", options_.max_pins_per_session));
   }
   for (size_t i = 0; i < request.keys.size(); ++i) {
-    Block* block = index_.Pin(session->Own(request.keys[i]), epoch, now);
-    if (block == nullptr) {
-      response->statuses[i] = absl::NotFoundError("not stored");
-      continue;
-    }
-    const uint64_t id = session->next_pin++;
-    session->pins[id] = {block, block->extent.generation, expires};
-    response->locations[i] = {id, block->extent.offset, block->size, block->extent.generation,
-                              *block->slices};
+    response->statuses[i] =
+        PinOne(session.get(), request.keys[i], epoch, now, expires, &response->locations[i]);
   }
+  return absl::OkStatus();
+}
+
+absl::Status KvNode::PinOne(Session* session, const BlockKey& key, uint32_t epoch, Time now,
+                            Time expires, kv::BlockLocation* location) {
+  Block* block = index_.Pin(session->Own(key), epoch, now);
+  if (block == nullptr) return absl::NotFoundError("not stored");
+  const uint64_t id = session->next_pin++;
+  session->pins[id] = {block, block->extent.generation, expires};
+  *location = {id, block->extent.offset, block->size, block->extent.generation, *block->slices};
   return absl::OkStatus();
 }
 
@@ -305,11 +321,16 @@ absl::Status KvNode::Handle(const kv::EraseRequest& request, kv::EraseResponse* 
       // Whose bytes are bad, ours or only the reader's copy? The block goes either way, the count
       // tells the operator.
       if (Block* block = index_.Pin(key, index_.NewEpoch(), now); block != nullptr) {
-        stored_is_bad = !VerifyBytes(block->extent, *block->slices).ok();
+        stored_is_bad =
+            !VerifySlices(*block->slices, arena_.subspan(block->extent.offset, block->size)).ok();
         index_.Unpin(block);
       }
     }
-    if (!index_.Erase(key, generation)) {
+    bool erased = index_.Erase(key, generation);
+    // A corrupt copy in memory says nothing of the one on disk, whose reads are checked.
+    if (request.reason == kv::EraseReason::kRequested && tier_ != nullptr)
+      erased |= EraseFromTier(*session->tenant, request.keys[i]);
+    if (!erased) {
       response->statuses[i] = absl::NotFoundError("not stored, or another copy is");
     } else if (request.reason == kv::EraseReason::kCorrupt) {
       if (metrics_ != nullptr)
@@ -345,6 +366,7 @@ void KvNode::Tick() {
     }
   }
   FreeQuarantine(now, std::nullopt);
+  if (tier_ != nullptr) EndLateGets(now);
   const size_t blocks = index_.ExpireDue(now);
   if (metrics_ != nullptr) metrics_->expired.With({"block"}).Add(blocks);
   EvictToWatermark(now);
@@ -389,8 +411,8 @@ absl::Status KvNode::Handle(const kv::StatsRequest& request, kv::StatsResponse* 
   response->reserved_bytes = reserved_bytes_.load(std::memory_order_relaxed);
   std::copy(std::begin(index.kind_bytes), std::end(index.kind_bytes), response->kind_bytes);
   std::copy(std::begin(index.kind_blocks), std::end(index.kind_blocks), response->kind_blocks);
-  response->hits = index.hits;
-  response->misses = index.misses;
+  response->hits = hits_.load(std::memory_order_relaxed);
+  response->misses = misses_.load(std::memory_order_relaxed);
   response->evictions = index.evictions;
   response->incarnation = incarnation_;
   {
@@ -424,6 +446,7 @@ void KvNode::SetGauges(Time now) {
     pins += session->pins.size();
   }
   metrics_->pins.With({node}).Set(pins);
+  SetTierGauges();
   MutexLock lock(tenants_mu_);
   for (const auto& [name, tenant] : tenants_) {
     metrics_->tenant_used.With({node, name.empty() ? "default" : name})

@@ -15,6 +15,9 @@
 // cost every read a second operation, and one-sided reads do not order it with the data.) Checksums
 // stand behind it.
 //
+// Tier (kv_node_tier.cc). With a tier below memory, blocks that eviction takes are offered to it,
+// lookups count what it has, and a get of such a block waits until it was read into memory.
+//
 // Tenants. A session belongs to one; it sees, pins, reads and erases only what sessions of the same
 // tenant put.
 //
@@ -24,6 +27,7 @@
 #pragma once
 
 #include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -39,6 +43,7 @@
 #include "kvstore/core/block_index.h"
 #include "kvstore/core/session.h"
 #include "kvstore/metrics.h"
+#include "kvstore/tier/tier.h"
 
 namespace oscarkv {
 
@@ -56,8 +61,9 @@ struct KvNodeOptions {
   Duration session_ttl = std::chrono::seconds(10);
   Duration max_pin_ttl = std::chrono::seconds(60);
   Duration put_ttl = std::chrono::seconds(60);
-  bool verify_on_put = true;  // PutEnd checks the CRCs of the bytes that arrived
-  uint64_t seed = 0;          // of session ids and of the incarnation
+  Duration tier_wait = std::chrono::seconds(2);  // longest time that a get waits for the tier
+  bool verify_on_put = true;                     // PutEnd checks the CRCs of the bytes that arrived
+  uint64_t seed = 0;                             // of session ids and of the incarnation
   // Handed out by OpenSession.
   std::string transport_name, transport_address, exported_arena;
 };
@@ -65,8 +71,10 @@ struct KvNodeOptions {
 class KvNode {
  public:
   // `arena`, `clock` and `metrics` (may be null) outlive the node.
+  // `tier` (may be null: only memory) outlives the node too, but its Shutdown comes first: until
+  // then its threads call the node. `tier_metrics` may be null.
   KvNode(const KvNodeOptions& options, absl::Span<uint8_t> arena, const Clock* clock,
-         KvNodeMetrics* metrics);
+         KvNodeMetrics* metrics, Tier* tier = nullptr, KvTierMetrics* tier_metrics = nullptr);
   ~KvNode();
   KvNode(const KvNode&) = delete;
   KvNode& operator=(const KvNode&) = delete;
@@ -78,6 +86,7 @@ class KvNode {
   absl::Status Handle(const kv::CloseSessionRequest& request, kv::CloseSessionResponse* response);
   absl::Status Handle(const kv::MatchPrefixRequest& request, kv::MatchPrefixResponse* response);
   absl::Status Handle(const kv::ExistsRequest& request, kv::ExistsResponse* response);
+  // Of what is in memory; StartGet is the whole call.
   absl::Status Handle(const kv::GetStartRequest& request, kv::GetStartResponse* response);
   absl::Status Handle(const kv::RenewPinsRequest& request, kv::RenewPinsResponse* response);
   absl::Status Handle(const kv::ReleaseRequest& request, kv::ReleaseResponse* response);
@@ -86,6 +95,13 @@ class KvNode {
   absl::Status Handle(const kv::PutRevokeRequest& request, kv::PutRevokeResponse* response);
   absl::Status Handle(const kv::EraseRequest& request, kv::EraseResponse* response);
   absl::Status Handle(const kv::StatsRequest& request, kv::StatsResponse* response);
+
+  // GetStart of all tiers. `done` runs exactly once: before StartGet returns when all that is
+  // stored is in memory, else on a thread of the tier or of Tick, when the last block was promoted
+  // or the time for it is over: half of `budget` (what the caller has left), at most tier_wait.
+  // Blocks that were not read by then are kNotFound; they come into memory all the same.
+  using GetDone = std::function<void(const absl::Status&, const kv::GetStartResponse&)>;
+  void StartGet(const kv::GetStartRequest& request, Duration budget, GetDone done);
 
   // The streaming data path. Copies under the session's lock, so neither pin nor reservation can go
   // away meanwhile; at most kMaxChunkBytes at once. kAborted: the pin is gone; kNotFound: no such
@@ -119,6 +135,30 @@ class KvNode {
   Duration PinTtl(Duration wanted) const;
   void SetGauges(Time now);
 
+  // Pins a block that is in memory. kNotFound.
+  absl::Status PinOne(Session* session, const BlockKey& key, uint32_t epoch, Time now, Time expires,
+                      kv::BlockLocation* location) REQUIRES(session->mu);
+
+  // The tier (kv_node_tier.cc).
+  struct PendingGet;  // a GetStart that waits
+  struct Waiter {
+    std::shared_ptr<PendingGet> get;
+    size_t item;
+  };
+  void Demote(const Block& block, absl::Span<const uint8_t> bytes);
+  size_t MatchChain(const Tenant& tenant, absl::Span<const BlockKey> keys, Time now);
+  bool EraseFromTier(const Tenant& tenant, const BlockKey& key);
+  void Promote(Tenant* tenant, const BlockKey& key, Waiter waiter);
+  void OnFetched(Tenant* tenant, const StoredKey& key, const absl::StatusOr<TierBlock>& block,
+                 absl::Span<const uint8_t> bytes);
+  absl::Status InsertPromoted(Tenant* tenant, const TierBlock& block,
+                              absl::Span<const uint8_t> bytes);
+  void EndPromotion(const StoredKey& key, absl::Status status);
+  void CountPromotion(const absl::Status& status);
+  void EndItem(const Waiter& waiter, const absl::Status& status);
+  void EndLateGets(Time now);
+  void SetTierGauges();
+
   // Puts (kv_node_put.cc).
   // The size class in which the item may ask for room; kAlreadyExists: stored.
   absl::StatusOr<uint32_t> Admit(Session* session, const kv::PutItem& item, uint64_t put_id,
@@ -136,7 +176,6 @@ class KvNode {
   // *consumed: the extent no longer belongs to the reservation.
   absl::Status CheckAndInsert(Session* session, const Reservation& reservation,
                               const kv::SliceTable& slices, Time now, bool* consumed);
-  absl::Status VerifyBytes(const Extent& extent, const kv::SliceTable& slices) const;
   absl::StatusOr<Extent> Reserve(Tenant* tenant, uint32_t size_class, uint64_t bytes,
                                  const StoredKey& owner, Time now);
   bool MakeRoom(uint32_t size_class, Time now);
@@ -155,9 +194,11 @@ class KvNode {
   const Clock* const clock_;
   KvNodeMetrics* const metrics_;
   const std::unique_ptr<BlockAllocator> allocator_;
+  Tier* const tier_;
+  KvTierMetrics* const tier_metrics_;
   BlockIndex index_;
   const uint64_t incarnation_;
-  std::atomic<uint64_t> reserved_bytes_{0};
+  std::atomic<uint64_t> reserved_bytes_{0}, hits_{0}, misses_{0};  // blocks, of MatchPrefix
 
   mutable Mutex sessions_mu_;
   absl::flat_hash_map<uint64_t, std::shared_ptr<Session>> sessions_ GUARDED_BY(sessions_mu_);
@@ -165,6 +206,15 @@ class KvNode {
 
   mutable Mutex tenants_mu_;
   absl::flat_hash_map<std::string, std::unique_ptr<Tenant>> tenants_ GUARDED_BY(tenants_mu_);
+
+  // Blocks that are being read from the tier, and the gets that wait for them.
+  struct Promotion {
+    std::vector<Waiter> waiters;
+    bool erased = false;  // meanwhile
+  };
+  Mutex promotions_mu_;
+  absl::flat_hash_map<StoredKey, Promotion> promotions_ GUARDED_BY(promotions_mu_);
+  std::vector<std::shared_ptr<PendingGet>> waiting_gets_ GUARDED_BY(promotions_mu_);
 
   mutable Mutex quarantine_mu_;
   std::deque<Quarantined> quarantine_ GUARDED_BY(quarantine_mu_);

@@ -10,10 +10,10 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
-#include "common/crc32c.h"
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "kvstore/core/kv_node.h"
+#include "kvstore/tier/record.h"
 
 namespace oscarkv {
 namespace {
@@ -23,25 +23,6 @@ constexpr int kEvictionsPerChoice = 8;  // between two looks for the coldest poo
 
 bool ValidKind(BlockKind kind) {
   return static_cast<int>(kind) >= 1 && static_cast<int>(kind) <= kNumBlockKinds;
-}
-
-absl::Status CheckSlices(const kv::SliceTable& slices, uint64_t size) {
-  if (slices.lengths.size() != slices.crc32c.size() || slices.lengths.empty() ||
-      slices.lengths.size() > kv::kMaxSlicesPerBlock) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "slice table with ", slices.lengths.size(), " lengths and ", slices.crc32c.size(),
-        " checksums: expected as many, 1..", kv::kMaxSlicesPerBlock));
-  }
-  uint64_t sum = 0;
-  for (uint64_t length : slices.lengths) {
-    if (length == 0 || length > size - sum) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("slice of ", length, " bytes at ", sum, " of a block of ", size));
-    }
-    sum += length;
-  }
-  if (sum == size) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("the slices cover ", sum, " of ", size, " bytes"));
 }
 
 }  // namespace
@@ -293,9 +274,9 @@ absl::Status KvNode::EndOne(Session* session, const kv::PutEndItem& item, Time n
 
 absl::Status KvNode::CheckAndInsert(Session* session, const Reservation& r,
                                     const kv::SliceTable& slices, Time now, bool* consumed) {
-  RETURN_IF_ERROR(CheckSlices(slices, r.item.size));
+  RETURN_IF_ERROR(CheckSliceTable(slices, r.item.size));
   if (options_.verify_on_put) {
-    absl::Status verified = VerifyBytes(r.extent, slices);
+    absl::Status verified = VerifySlices(slices, arena_.subspan(r.extent.offset, r.item.size));
     if (!verified.ok()) {
       if (metrics_ != nullptr) metrics_->corrupt.With({"put"}).Increment();
       LogError("put refused: checksum differs",
@@ -320,18 +301,6 @@ absl::Status KvNode::CheckAndInsert(Session* session, const Reservation& r,
   // The writer finished, so nothing is under way into this copy.
   FreeExtent(r.extent, session->tenant, r.charged);
   *consumed = true;
-  return absl::OkStatus();
-}
-
-absl::Status KvNode::VerifyBytes(const Extent& extent, const kv::SliceTable& slices) const {
-  const uint8_t* at = arena_.data() + extent.offset;
-  for (size_t i = 0; i < slices.lengths.size(); ++i) {
-    if (Crc32c(at, slices.lengths[i]) != slices.crc32c[i]) {
-      return absl::DataLossError(
-          absl::StrCat("slice ", i, " of ", slices.lengths[i], " bytes: its checksum differs"));
-    }
-    at += slices.lengths[i];
-  }
   return absl::OkStatus();
 }
 

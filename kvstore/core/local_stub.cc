@@ -7,7 +7,16 @@ namespace oscarkv {
 void LocalStub::Call(const kv::KvRequest& request, Time deadline, Done done) {
   std::visit(
       [&](const auto& typed) {
-        typename std::decay_t<decltype(typed)>::Response response;
+        using Request = std::decay_t<decltype(typed)>;
+        if constexpr (std::is_same_v<Request, kv::GetStartRequest>) {
+          node_->StartGet(typed, deadline - SteadyClock::Get()->Now(),
+                          [done](const absl::Status& status, const kv::GetStartResponse& response) {
+                            if (!status.ok()) return done(status);
+                            done(kv::KvResponse(response));
+                          });
+          return;
+        }
+        typename Request::Response response;
         const absl::Status status = node_->Handle(typed, &response);
         if (status.ok()) {
           done(kv::KvResponse(std::move(response)));

@@ -1,5 +1,5 @@
 // A KvStub straight onto a KvNode of the same process: no network, `done` runs before the call
-// returns.
+// returns, unless a get waits for the tier.
 #pragma once
 
 #include "kvstore/core/kv_node.h"

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <random>
@@ -15,12 +16,15 @@
 #include "common/status_macros.h"
 #include "kvstore/core/kv_node.h"
 #include "kvstore/server/kvstore_service.h"
+#include "kvstore/tier/rocksdb_store.h"
+#include "kvstore/tier/ssd_tier.h"
 
 namespace oscarkv {
 namespace {
 
 constexpr int kMaxMessageBytes = 64 << 20;
 constexpr Duration kTickEvery = std::chrono::milliseconds(100);
+constexpr Duration kWriteQueueFor = std::chrono::seconds(2);  // at shutdown
 
 // The arena of a node without a transport.
 class HostArena {
@@ -107,8 +111,31 @@ absl::StatusOr<KvNodeOptions> NodeOptions(const KvStoreServerOptions& o) {
   n.max_pin_ttl = o.pin_ttl;
   n.put_ttl = o.put_ttl;
   n.verify_on_put = o.verify_on_put;
+  n.tier_wait = o.ssd_wait;
   n.seed = RandomSeed();
   return n;
+}
+
+absl::StatusOr<std::unique_ptr<Tier>> OpenTier(const KvStoreServerOptions& o,
+                                               const std::string& name, KvTierMetrics* metrics) {
+  SsdTierOptions tier;
+  tier.name = name;
+  tier.capacity = o.ssd_capacity;
+  RETURN_IF_ERROR(ParseWriteRate(o.ssd_write_rate, &tier.write_rate));
+  tier.admit_all = o.ssd_admission == "always";
+  tier.tenant_quota = o.ssd_tenant_quota;
+  tier.queue_bytes = o.ssd_queue;
+  tier.scrub_rate = o.ssd_scrub_rate;
+  RocksDbStoreOptions disk;
+  disk.path = o.ssd_path;
+  disk.memtable_bytes =
+      std::clamp<uint64_t>(o.ssd_capacity / tier.generations / 4, 1 << 20, 64 << 20);
+  absl::StatusOr<std::unique_ptr<DiskStore>> store = OpenRocksDbStore(disk);
+  if (!store.ok()) {
+    return absl::Status(store.status().code(),
+                        absl::StrCat("--ssd-path=", o.ssd_path, ": ", store.status().message()));
+  }
+  return SsdTier::Create(tier, *std::move(store), SteadyClock::Get(), metrics);
 }
 
 }  // namespace
@@ -119,6 +146,8 @@ struct KvStoreServer::Impl {
   std::unique_ptr<KvNodeMetrics> metrics;
   std::unique_ptr<MemoryRegion> region;  // one of these two is the arena
   std::unique_ptr<HostArena> host_arena;
+  std::unique_ptr<KvTierMetrics> tier_metrics;
+  std::unique_ptr<Tier> tier;  // null: only memory
   std::unique_ptr<KvNode> node;
   std::unique_ptr<KvStoreService> service;
   std::unique_ptr<Ticker> ticker;
@@ -168,9 +197,16 @@ absl::StatusOr<std::unique_ptr<KvStoreServer>> KvStoreServer::Start(
     ASSIGN_OR_RETURN(impl->host_arena, HostArena::Map(options.capacity, options.huge_pages));
     arena = impl->host_arena->span();
   }
-  if (registry != nullptr) impl->metrics = std::make_unique<KvNodeMetrics>(registry);
+  if (registry != nullptr) {
+    impl->metrics = std::make_unique<KvNodeMetrics>(registry);
+    impl->tier_metrics = std::make_unique<KvTierMetrics>(registry);
+  }
+  if (!options.ssd_path.empty()) {
+    ASSIGN_OR_RETURN(impl->tier, OpenTier(options, node_options.name, impl->tier_metrics.get()));
+  }
   impl->node =
-      std::make_unique<KvNode>(node_options, arena, SteadyClock::Get(), impl->metrics.get());
+      std::make_unique<KvNode>(node_options, arena, SteadyClock::Get(), impl->metrics.get(),
+                               impl->tier.get(), impl->tier_metrics.get());
   impl->service = std::make_unique<KvStoreService>(impl->node.get(), impl->metrics.get());
   impl->ticker = std::make_unique<Ticker>(impl->node.get());
 
@@ -194,7 +230,9 @@ void KvStoreServer::Shutdown() {
   impl_->server.reset();
   impl_->ticker.reset();
   impl_->service.reset();
+  if (impl_->tier != nullptr) impl_->tier->Shutdown(SteadyClock::Get()->Now() + kWriteQueueFor);
   impl_->node.reset();
+  impl_->tier.reset();
   impl_->region.reset();
   impl_->host_arena.reset();
 }

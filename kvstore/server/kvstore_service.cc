@@ -11,6 +11,7 @@ namespace oscarkv {
 namespace {
 
 constexpr uint64_t kStreamChunkBytes = 512 << 10;
+constexpr Duration kMostBudget = std::chrono::hours(1);  // of calls without a deadline
 constexpr size_t kMaxWriteErrors = kv::kMaxItemsPerCall;
 
 Time Now() {
@@ -133,13 +134,40 @@ grpc::ServerUnaryReactor* KvStoreService::Unary(absl::string_view call,
   typename Native::Response answer;
   absl::Status status = FromProto(request, &native);
   if (status.ok()) status = node_->Handle(native, &answer);
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  Reply(call, status, answer, started, response, reactor);
+  return reactor;
+}
+
+template <typename Response, typename ProtoResponse>
+void KvStoreService::Reply(absl::string_view call, const absl::Status& status,
+                           const Response& answer, Time started, ProtoResponse* response,
+                           grpc::ServerUnaryReactor* reactor) {
   if (status.ok()) {
     ToProto(answer, response);
     if (metrics_ != nullptr) CountItemErrors(metrics_, call, answer);
   }
   Record(call, status, started);
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   reactor->Finish(rpc::ToGrpc(status));
+}
+
+// Waits for the tier where it has to, without holding the thread.
+grpc::ServerUnaryReactor* KvStoreService::GetStart(grpc::CallbackServerContext* context,
+                                                   const v1::GetStartRequest* request,
+                                                   v1::GetStartResponse* response) {
+  const Time started = Now();
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  kv::GetStartRequest native;
+  if (const absl::Status checked = FromProto(*request, &native); !checked.ok()) {
+    Reply("GetStart", checked, kv::GetStartResponse{}, started, response, reactor);
+    return reactor;
+  }
+  const Duration budget = std::clamp<Duration>(
+      context->deadline() - std::chrono::system_clock::now(), Duration(0), kMostBudget);
+  node_->StartGet(native, budget,
+                  [=, this](const absl::Status& status, const kv::GetStartResponse& answer) {
+                    Reply("GetStart", status, answer, started, response, reactor);
+                  });
   return reactor;
 }
 
@@ -160,7 +188,6 @@ OSCARKV_HANDLER(KeepAlive)
 OSCARKV_HANDLER(CloseSession)
 OSCARKV_HANDLER(MatchPrefix)
 OSCARKV_HANDLER(Exists)
-OSCARKV_HANDLER(GetStart)
 OSCARKV_HANDLER(RenewPins)
 OSCARKV_HANDLER(Release)
 OSCARKV_HANDLER(PutStart)

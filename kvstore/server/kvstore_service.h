@@ -44,6 +44,10 @@ class KvStoreService final : public v1::KvStoreService::CallbackService {
   template <typename Native, typename ProtoRequest, typename ProtoResponse>
   grpc::ServerUnaryReactor* Unary(absl::string_view call, grpc::CallbackServerContext* context,
                                   const ProtoRequest& request, ProtoResponse* response);
+  // Answers, records and finishes.
+  template <typename Response, typename ProtoResponse>
+  void Reply(absl::string_view call, const absl::Status& status, const Response& answer,
+             Time started, ProtoResponse* response, grpc::ServerUnaryReactor* reactor);
   void Record(absl::string_view call, const absl::Status& status, Time started);
 
   KvNode* const node_;

@@ -1,6 +1,7 @@
 #include "kvstore/server/options.h"
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "common/status_macros.h"
 
 namespace oscarkv {
@@ -37,6 +38,26 @@ void AddOptions(OptionTable* table, KvStoreServerOptions* o) {
                      "A put that does not end within this is abandoned");
   table->AddBool("verify-on-put", &o->verify_on_put,
                  "Check the checksums of blocks when a put ends; readers check them always");
+  table->AddString("ssd-path", &o->ssd_path, "FOLDER",
+                   "Folder on a local disk for blocks that memory has no room for; empty: none");
+  table->AddBytes("ssd-capacity", &o->ssd_capacity, 16 << 20, uint64_t{1} << 50,
+                  "Disk space for them; the oldest go when it is used up");
+  table->AddString("ssd-write-rate", &o->ssd_write_rate, "RATE",
+                   "Most bytes written to the disk: per second (50MiB) or per day (3TB/day); what "
+                   "would go beyond is not kept; 0: no limit");
+  table->AddChoice("ssd-admission", &o->ssd_admission, {"reused", "always"},
+                   "Which evicted blocks are written to the disk: those that a prefix match found, "
+                   "or that are evicted a second time; or all");
+  table->AddBytes("ssd-tenant-quota", &o->ssd_tenant_quota, 0, uint64_t{1} << 50,
+                  "Disk space that one tenant may fill; 0: no limit");
+  table->AddBytes(
+      "ssd-queue", &o->ssd_queue, 1 << 20, uint64_t{1} << 40,
+      "Memory for blocks waiting to be written to the disk; beyond it they are dropped");
+  table->AddBytes("ssd-scrub-rate", &o->ssd_scrub_rate, 0, uint64_t{1} << 34,
+                  "Bytes per second that are read to find damaged blocks on the disk; 0: none");
+  table->AddDuration("ssd-wait", &o->ssd_wait, milliseconds(1), minutes(1),
+                     "Longest time that a reader waits for blocks on the disk, at most half of its "
+                     "own deadline; what is not read by then is a miss");
   table->AddChoice("data-path", &o->data_path, {"ucx", "grpc"},
                    "How blocks travel: by UCX where the client can, or only by gRPC");
   table->AddString("ucx-lanes", &o->ucx_lanes, "LIST",
@@ -46,7 +67,24 @@ void AddOptions(OptionTable* table, KvStoreServerOptions* o) {
   auth::AddServerSecurityOptions(table, &o->security);
 }
 
+absl::Status ParseWriteRate(const std::string& text, uint64_t* bytes_per_second) {
+  absl::string_view size = text;
+  const bool per_day = absl::ConsumeSuffix(&size, "/day");
+  if (!per_day) absl::ConsumeSuffix(&size, "/s");
+  uint64_t bytes = 0;
+  if (!ParseBytes(size, &bytes).ok()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--ssd-write-rate=", text,
+        ": expected a size per second or per day, such as 50MiB, 50MiB/s or 3TB/day; 0: no limit"));
+  }
+  constexpr uint64_t kSecondsPerDay = 86400;
+  *bytes_per_second = per_day ? (bytes + kSecondsPerDay - 1) / kSecondsPerDay : bytes;
+  return absl::OkStatus();
+}
+
 absl::Status CheckOptions(const KvStoreServerOptions& o) {
+  uint64_t write_rate = 0;
+  RETURN_IF_ERROR(ParseWriteRate(o.ssd_write_rate, &write_rate));
   if (o.listen.rfind(':') == std::string::npos) {
     return absl::InvalidArgumentError(absl::StrCat("--listen=", o.listen, ": expected HOST:PORT"));
   }

@@ -25,6 +25,14 @@ struct KvStoreServerOptions {
   Duration pin_ttl = std::chrono::seconds(60);
   Duration put_ttl = std::chrono::seconds(60);
   bool verify_on_put = true;
+  std::string ssd_path;  // empty: only memory
+  uint64_t ssd_capacity = uint64_t{64} << 30;
+  std::string ssd_write_rate = "0";  // ParseWriteRate
+  std::string ssd_admission = "reused";
+  uint64_t ssd_tenant_quota = 0;  // 0: none
+  uint64_t ssd_queue = uint64_t{128} << 20;
+  uint64_t ssd_scrub_rate = uint64_t{8} << 20;  // bytes per second; 0: off
+  Duration ssd_wait = std::chrono::seconds(2);
   std::string data_path = "ucx";   // "ucx" or "grpc": without a transport, only the streams
   std::string ucx_lanes = "auto";  // as UcxOptions
   std::string ucx_devices;
@@ -32,6 +40,9 @@ struct KvStoreServerOptions {
 };
 
 void AddOptions(OptionTable* table, KvStoreServerOptions* options);
+// "50MiB" or "50MiB/s": bytes per second; "3TB/day": spread over a day; "0": no limit.
+// kInvalidArgument.
+absl::Status ParseWriteRate(const std::string& text, uint64_t* bytes_per_second);
 // kInvalidArgument: options that contradict each other.
 absl::Status CheckOptions(const KvStoreServerOptions& options);
 

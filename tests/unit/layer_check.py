@@ -26,8 +26,8 @@ ALLOWED = {
     "bench": ALL | {"bench", "tests"},
 }
 # Inside kvstore: what others may not see.
-KVSTORE_PARTS = {"core": {"core"}, "client": {"client", "cluster", "core"}, "cluster": {"cluster"},
-                 "server": {"core", "server", "cluster"}}
+KVSTORE_PARTS = {"tier": {"tier"}, "core": {"core", "tier"}, "client": {"client", "cluster", "core"}, "cluster": {"cluster"},
+                 "server": {"core", "server", "cluster", "tier"}}
 # Files of these rooms may be included by the gateway only so far.
 GATEWAY_ONLY = {"model": ("model/tokenizer.h", "model/model_config.h", "model/sampler.h", "model/utf8.h",
                           "model/bounded_json.h", "model/chat_template.h"),
@@ -37,6 +37,7 @@ GATEWAY_ONLY = {"model": ("model/tokenizer.h", "model/model_config.h", "model/sa
 HOMES = {
     r"ucp/|uct/|ucs/": [r"^transport/ucx/", r"^tests/unit/transport/", r"^bench/transport/"],
     r"grpcpp/": [r"^common/rpc/", r"_service\.(cc|h)$", r"_server\.(cc|h)$", r"_stub\.(cc|h)$", r"^cli/", r"^tests/", r"^bench/"],
+    r"rocksdb/": [r"^kvstore/tier/rocksdb_store\.cc$"],
     r"prometheus/": [r"^common/metrics_server\.cc$"],
     r"spdlog/": [r"^common/log\.cc$"],
     r"CLI/": [r"^cli/main\.cc$", r"^bench/"],

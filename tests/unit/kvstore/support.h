@@ -53,8 +53,10 @@ inline kv::SliceTable Table(const std::string& bytes, int slices = 3) {
 // A node and one session, and short forms of the calls.
 class TestNode {
  public:
-  explicit TestNode(KvNodeOptions options = {}, uint64_t arena_bytes = 1 << 20)
-      : arena_(arena_bytes), node_(options, absl::MakeSpan(arena_), &clock_, nullptr) {
+  explicit TestNode(KvNodeOptions options = {}, uint64_t arena_bytes = 1 << 20,
+                    Tier* tier = nullptr, KvTierMetrics* tier_metrics = nullptr)
+      : arena_(arena_bytes),
+        node_(options, absl::MakeSpan(arena_), &clock_, nullptr, tier, tier_metrics) {
     session_ = Open("test");
   }
 
