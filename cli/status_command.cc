@@ -52,6 +52,20 @@ std::string NodeTable(const v1::GetStatusResponse& s) {
   return FormatTable(rows);
 }
 
+// The tiers on disk; empty when no node has one.
+std::string TierTable(const v1::GetStatusResponse& s) {
+  std::vector<std::vector<std::string>> rows = {
+      {"SSD TIER", "STATE", "CAPACITY", "USED", "BLOCKS", "PROMOTED", "DROPPED"}};
+  for (const v1::StoreNodeStatus& n : s.nodes()) {
+    if (!n.reachable() || n.ssd_capacity_bytes() == 0) continue;
+    rows.push_back({n.endpoint(), n.ssd_paused() ? "DISK ERROR" : "up",
+                    FormatBytes(n.ssd_capacity_bytes()), FormatBytes(n.ssd_used_bytes()),
+                    absl::StrCat(n.ssd_blocks()), absl::StrCat(n.ssd_promoted_blocks()),
+                    absl::StrCat(n.ssd_dropped_blocks())});
+  }
+  return rows.size() == 1 ? "" : FormatTable(rows) + "\n";
+}
+
 std::string WorkerTable(const v1::GetStatusResponse& s) {
   std::vector<std::vector<std::string>> rows = {
       {"WORKER", "ROLE", "STATE", "PROFILE", "RUNNING", "WAITING", "PAGES FREE"}};
@@ -91,7 +105,8 @@ class StatusCommand final : public Command {
     ASSIGN_OR_RETURN(std::unique_ptr<GatewayClient> client,
                      GatewayClient::Connect(gateway_, std::chrono::seconds(5)));
     ASSIGN_OR_RETURN(const v1::GetStatusResponse s, client->GetStatus());
-    std::printf("%s%s\n\n%s\n", NodeTable(s).c_str(), StoreLine(s).c_str(), WorkerTable(s).c_str());
+    std::printf("%s%s\n\n%s%s\n", NodeTable(s).c_str(), StoreLine(s).c_str(),
+                TierTable(s).c_str(), WorkerTable(s).c_str());
     std::printf(
         "requests %llu (running %u, waiting %u)   prompt tokens %llu, from the cache %s   "
         "generated %llu   "

@@ -250,6 +250,12 @@ v1::StoreNodeStatus ToProto(const KvNodeStats& stats) {
   out.set_sessions(stats.sessions);
   out.set_zone(stats.zone);
   out.set_draining(stats.draining);
+  out.set_ssd_capacity_bytes(stats.tier.capacity_bytes);
+  out.set_ssd_used_bytes(stats.tier.used_bytes);
+  for (uint64_t blocks : stats.tier.kind_blocks) out.set_ssd_blocks(out.ssd_blocks() + blocks);
+  out.set_ssd_promoted_blocks(stats.tier.promoted_blocks);
+  out.set_ssd_dropped_blocks(stats.tier.dropped_blocks);
+  out.set_ssd_paused(!stats.tier.writable);
   return out;
 }
 

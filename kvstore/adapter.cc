@@ -424,23 +424,69 @@ void ToProto(const kv::StatsRequest&, v1::StatsRequest*) {}
 absl::Status FromProto(const v1::StatsRequest&, kv::StatsRequest*) {
   return absl::OkStatus();
 }
-void ToProto(const kv::StatsResponse& in, v1::StatsResponse* out) {
-  out->set_capacity_bytes(in.capacity_bytes);
-  out->set_used_bytes(in.used_bytes);
-  out->set_pinned_bytes(in.pinned_bytes);
-  out->set_reserved_bytes(in.reserved_bytes);
-  out->set_quarantined_bytes(in.quarantined_bytes);
+// Of StatsResponse and of TierStats.
+template <typename Native, typename Proto>
+void KindsToProto(const Native& in, Proto* out) {
   for (int k = 0; k < kNumBlockKinds; ++k) {
     v1::KindStats* kind = out->add_kinds();
     kind->set_kind(static_cast<v1::BlockKind>(k + 1));
     kind->set_blocks(in.kind_blocks[k]);
     kind->set_bytes(in.kind_bytes[k]);
   }
+}
+template <typename Native, typename Proto>
+void KindsFromProto(const Proto& in, Native* out) {
+  for (const v1::KindStats& kind : in.kinds()) {
+    if (kind.kind() < 1 || kind.kind() > kNumBlockKinds) continue;  // of a newer node
+    out->kind_blocks[kind.kind() - 1] = kind.blocks();
+    out->kind_bytes[kind.kind() - 1] = kind.bytes();
+  }
+}
+
+void TierToProto(const TierStats& in, v1::TierStats* out) {
+  out->set_capacity_bytes(in.capacity_bytes);
+  out->set_used_bytes(in.used_bytes);
+  out->set_queued_bytes(in.queued_bytes);
+  out->set_unflushed_bytes(in.unflushed_bytes);
+  KindsToProto(in, out);
+  out->set_adopted_blocks(in.adopted_blocks);
+  out->set_demoted_blocks(in.demoted_blocks);
+  out->set_promoted_blocks(in.promoted_blocks);
+  out->set_dropped_blocks(in.dropped_blocks);
+  out->set_evicted_blocks(in.evicted_blocks);
+  out->set_corrupt_blocks(in.corrupt_blocks);
+  out->set_paused(!in.writable);
+}
+TierStats TierFromProto(const v1::TierStats& in) {
+  TierStats out;
+  out.capacity_bytes = in.capacity_bytes();
+  out.used_bytes = in.used_bytes();
+  out.queued_bytes = in.queued_bytes();
+  out.unflushed_bytes = in.unflushed_bytes();
+  KindsFromProto(in, &out);
+  out.adopted_blocks = in.adopted_blocks();
+  out.demoted_blocks = in.demoted_blocks();
+  out.promoted_blocks = in.promoted_blocks();
+  out.dropped_blocks = in.dropped_blocks();
+  out.evicted_blocks = in.evicted_blocks();
+  out.corrupt_blocks = in.corrupt_blocks();
+  out.writable = !in.paused();
+  return out;
+}
+
+void ToProto(const kv::StatsResponse& in, v1::StatsResponse* out) {
+  out->set_capacity_bytes(in.capacity_bytes);
+  out->set_used_bytes(in.used_bytes);
+  out->set_pinned_bytes(in.pinned_bytes);
+  out->set_reserved_bytes(in.reserved_bytes);
+  out->set_quarantined_bytes(in.quarantined_bytes);
+  KindsToProto(in, out);
   out->set_hits(in.hits);
   out->set_misses(in.misses);
   out->set_evictions(in.evictions);
   out->set_sessions(in.sessions);
   out->set_incarnation(in.incarnation);
+  if (in.tier.capacity_bytes > 0) TierToProto(in.tier, out->mutable_tier());
 }
 absl::Status FromProto(const v1::StatsResponse& in, kv::StatsResponse* out) {
   out->capacity_bytes = in.capacity_bytes();
@@ -448,16 +494,13 @@ absl::Status FromProto(const v1::StatsResponse& in, kv::StatsResponse* out) {
   out->pinned_bytes = in.pinned_bytes();
   out->reserved_bytes = in.reserved_bytes();
   out->quarantined_bytes = in.quarantined_bytes();
-  for (const v1::KindStats& kind : in.kinds()) {
-    if (kind.kind() < 1 || kind.kind() > kNumBlockKinds) continue;  // of a newer node
-    out->kind_blocks[kind.kind() - 1] = kind.blocks();
-    out->kind_bytes[kind.kind() - 1] = kind.bytes();
-  }
+  KindsFromProto(in, out);
   out->hits = in.hits();
   out->misses = in.misses();
   out->evictions = in.evictions();
   out->sessions = in.sessions();
   out->incarnation = in.incarnation();
+  if (in.has_tier()) out->tier = TierFromProto(in.tier());
   return absl::OkStatus();
 }
 

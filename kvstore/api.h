@@ -188,6 +188,7 @@ struct StatsResponse {
   uint64_t kind_bytes[kNumBlockKinds] = {};  // by BlockKind - 1
   uint64_t kind_blocks[kNumBlockKinds] = {};
   uint64_t hits = 0, misses = 0, evictions = 0, sessions = 0, incarnation = 0;
+  TierStats tier;
 };
 struct StatsRequest {
   using Response = StatsResponse;

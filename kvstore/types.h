@@ -40,6 +40,20 @@ struct BlockSpec {
   Duration ttl{0};  // 0: lives until evicted
 };
 
+// Of a node's tier on disk; capacity 0: it has none. Counts are since the start.
+struct TierStats {
+  uint64_t capacity_bytes = 0;
+  uint64_t used_bytes = 0;                   // of the capacity
+  uint64_t queued_bytes = 0;                 // accepted, not yet written
+  uint64_t unflushed_bytes = 0;              // written, lost if the process dies now
+  uint64_t kind_bytes[kNumBlockKinds] = {};  // of the blocks themselves, by BlockKind - 1
+  uint64_t kind_blocks[kNumBlockKinds] = {};
+  uint64_t adopted_blocks = 0;  // found at the start
+  uint64_t demoted_blocks = 0, promoted_blocks = 0, dropped_blocks = 0, evicted_blocks = 0,
+           corrupt_blocks = 0;
+  bool writable = true;  // false while it rests after a failed write
+};
+
 // A piece of a block in local registered memory.
 struct LocalPiece {
   uint64_t offset = 0;  // in the block

@@ -410,6 +410,7 @@ std::vector<KvNodeStats> KvClientImpl::Stats(Time deadline) {
     o.misses = s.misses;
     o.evictions = s.evictions;
     o.sessions = s.sessions;
+    o.tier = s.tier;
   }
   return out;
 }

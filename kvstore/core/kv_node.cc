@@ -415,6 +415,7 @@ absl::Status KvNode::Handle(const kv::StatsRequest& request, kv::StatsResponse* 
   response->misses = misses_.load(std::memory_order_relaxed);
   response->evictions = index.evictions;
   response->incarnation = incarnation_;
+  if (tier_ != nullptr) response->tier = tier_->stats();
   {
     MutexLock lock(quarantine_mu_);
     response->quarantined_bytes = quarantined_bytes_;
