@@ -36,32 +36,32 @@ class Tiered(ClusterTest):
     def test_blocks_come_back_from_disk_also_after_kill(self):
         node = self.cluster["kvstore-0"]
         first = ask(self.cluster, 0)
-        full_blocks = first["usage"]["prompt_tokens"] // 64 * 64
+        # All but the recent window, whose hand-over blocks have expired.
+        stored = (first["usage"]["prompt_tokens"] - 256) // 64 * 64
         self.assertEqual(first["usage"]["cached_tokens"], 0)
         for number in range(1, 9):
             ask(self.cluster, number)
         self.cluster.wait_for("everything evicted is on disk", lambda: settled(node))
         self.assertGreater(node.metric("oscarkv_kvstore_ssd_demotions_total", outcome="written"), 20)
-        on_disk = node.metric("oscarkv_kvstore_blocks", tier="ssd")
-        self.assertGreater(on_disk, 20)
+        self.assertGreater(node.metric("oscarkv_kvstore_blocks", tier="ssd"), 20)
 
         again = ask(self.cluster, 0)
-        self.assertGreaterEqual(again["usage"]["cached_tokens"], full_blocks - 64)
+        self.assertGreaterEqual(again["usage"]["cached_tokens"], stored)
         self.assertEqual(tokens(again), tokens(first))
         self.assertGreater(node.metric("oscarkv_kvstore_ssd_promotions_total", outcome="ok"), 5)
         self.assertGreater(node.metric("oscarkv_kvstore_ssd_bytes_total", direction="promoted"), 100_000)
 
         self.cluster.wait_for("all is flushed", lambda: settled(node))
-        stored = node.metric("oscarkv_kvstore_blocks", tier="ssd")
+        on_disk = node.metric("oscarkv_kvstore_blocks", tier="ssd")
         node.kill()
         node = self.cluster.restart("kvstore-0")
-        self.assertEqual(node.metric("oscarkv_kvstore_ssd_adopted_blocks"), stored)
+        self.assertEqual(node.metric("oscarkv_kvstore_ssd_adopted_blocks"), on_disk)
         self.cluster.wait_for("the others found the node again", lambda: all(
-            role.metric("oscarkv_kvstore_client_node_up") == 1 for kind in ("prefill", "attention", "gateway")
+            role.metric("oscarkv_kvstore_client_reconnects_total") >= 1 for kind in ("prefill", "attention", "gateway")
             for role in self.cluster.of(kind)))
         self.assertEqual(node.metric("oscarkv_kvstore_blocks", tier="memory"), 0)
         after = ask(self.cluster, 0)
-        self.assertGreaterEqual(after["usage"]["cached_tokens"], full_blocks - 64)
+        self.assertGreaterEqual(after["usage"]["cached_tokens"], stored)
         self.assertEqual(tokens(after), tokens(first))
         self.assertGreater(node.metric("oscarkv_kvstore_ssd_promotions_total", outcome="ok"), 5)
         self.assertEqual(node.metric("oscarkv_kvstore_ssd_corrupt_blocks_total"), 0)
