@@ -105,8 +105,8 @@ class StatusCommand final : public Command {
     ASSIGN_OR_RETURN(std::unique_ptr<GatewayClient> client,
                      GatewayClient::Connect(gateway_, std::chrono::seconds(5)));
     ASSIGN_OR_RETURN(const v1::GetStatusResponse s, client->GetStatus());
-    std::printf("%s%s\n\n%s%s\n", NodeTable(s).c_str(), StoreLine(s).c_str(),
-                TierTable(s).c_str(), WorkerTable(s).c_str());
+    std::printf("%s%s\n\n%s%s\n", NodeTable(s).c_str(), StoreLine(s).c_str(), TierTable(s).c_str(),
+                WorkerTable(s).c_str());
     std::printf(
         "requests %llu (running %u, waiting %u)   prompt tokens %llu, from the cache %s   "
         "generated %llu   "
