@@ -26,8 +26,8 @@ bool AttentionEngine::RecomputeOneChunk() {
   int count = TakeRecomputeSlots(seq);
   while (count == 0 && MakeRoom(seq)) count = TakeRecomputeSlots(seq);
   if (count == 0) return false;
-  if (absl::Status status = Recompute(seq, count); !status.ok())
-    Finish(seq, std::move(status), StopReason::kNone);
+  if (const absl::Status status = Recompute(seq, count); !status.ok())
+    Finish(seq, status, StopReason::kNone);
   return true;
 }
 

@@ -91,9 +91,11 @@ absl::Status GatewayClient::GenerateWithRetries(
                                        request.add_resume_tokens(token.id());
                                      on_message(message);
                                    });
-    // gRPC says kUnknown ("Stream removed") for some of the ways in which a connection breaks.
-    if ((!absl::IsUnavailable(status) && !absl::IsUnknown(status)) || attempt > retries)
-      return status;
+    // gRPC says kUnknown ("Stream removed") for some of the ways in which a connection breaks, and
+    // kCancelled, which we never ask for, when a call meets a server in its last moments.
+    const bool again =
+        absl::IsUnavailable(status) || absl::IsUnknown(status) || absl::IsCancelled(status);
+    if (!again || attempt > retries) return status;
     on_retry(status);
     const Time next = std::min(deadline, SteadyClock::Get()->Now() + attempt * kRetryPause);
     std::this_thread::sleep_until(next);
