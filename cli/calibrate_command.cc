@@ -44,10 +44,16 @@ class CalibrateCommand final : public Command {
                     "Profile shaped: how much of the shrinkage of keys is undone");
     table->AddFloat("value-gain", &value_gain_, 0, 2,
                     "Profile shaped: how much of the shrinkage of values is undone");
+    table->AddChoice("weights", &weights_, {"importance", "none"},
+                     "Profile shaped: count rows and queries by what an error of them does to the "
+                     "outputs of attention, or all alike");
+    collect_.plan.tokens = 49152;
+    collect_.plan.prompt_tokens = 4096;
     table->AddInt("tokens", &collect_.plan.tokens, 0, 1 << 30,
                   "Tokens to calibrate on, about; 0: all of the texts");
     table->AddInt("prompt-tokens", &collect_.plan.prompt_tokens, 128, 1 << 20,
-                  "Tokens of one prompt");
+                  "Tokens of one prompt: keys turn with their position, and those of positions "
+                  "that no prompt has are never seen");
     table->AddInt("needle-prompts", &collect_.plan.needle_prompts, 0, 1000,
                   "How many of the prompts hide numbers and ask for one");
     table->AddUint64("seed", &collect_.plan.seed, 0, UINT64_MAX, "Chooses pieces of the texts");
@@ -63,6 +69,7 @@ class CalibrateCommand final : public Command {
                            ? kernels::Compute::kBf16
                            : kernels::Compute::kFp32;
     collect_.weighted_values = profile_ == "oscar";
+    collect_.importance = profile_ == "shaped" && weights_ == "importance";
     Collected collected;
     {
       ProgressBar bar("calibrating");
@@ -126,9 +133,10 @@ class CalibrateCommand final : public Command {
   }
 
   CollectOptions collect_;
-  std::string profile_ = "oscar", out_ = "calibrated", format_ = "pt", compute_ = "auto";
+  std::string profile_ = "oscar", out_ = "calibrated", format_ = "pt", compute_ = "auto",
+              weights_ = "importance";
   bool per_head_ = false, search_ = false;
-  float t_ = 0.3f, widen_ = 1.15f, key_gain_ = 1, value_gain_ = 0.3f;
+  float t_ = 0.2f, widen_ = 1.15f, key_gain_ = 1, value_gain_ = 0.3f;
 };
 
 }  // namespace

@@ -55,8 +55,10 @@ class CodecShowCommand final : public Command {
     std::printf("%s: %s, %d layers, %d kv heads, head_dim %d\n", file_.c_str(),
                 FormatBytes(bytes.size()).c_str(), shape.num_layers, shape.num_kv_heads,
                 shape.head_dim);
-    RETURN_IF_ERROR(metadata["format"] == "oscarkv.codec" ? ShowShaped(shape)
-                                                          : ShowRotations(shape));
+    const auto format = metadata.find("format");  // files of torch have no metadata
+    RETURN_IF_ERROR(format != metadata.end() && format->second == "oscarkv.codec"
+                        ? ShowShaped(shape)
+                        : ShowRotations(shape));
     for (const auto& [key, value] : metadata) std::printf("  %s: %s\n", key.c_str(), value.c_str());
     return absl::OkStatus();
   }

@@ -36,6 +36,8 @@ class DemoCommand final : public Command {
     table->AddInt("needles", &needles_, 1, 20, "How many numbers to hide");
     table->AddInt("max-tokens", &max_tokens_, 1, 1024, "Longest answer, in tokens");
     table->AddUint64("seed", &seed_, 0, UINT64_MAX, "Of the places and numbers");
+    table->AddString("require-profile", &require_profile_, "NAME",
+                     "Fail unless the workers hold the KV cache in this profile");
     table->AddBool("require-shm", &require_shm_, "Fail unless blocks travelled over shared memory");
   }
 
@@ -48,6 +50,11 @@ class DemoCommand final : public Command {
       return absl::FailedPreconditionError(
           absl::StrCat("the workers run the data-free Hadamard fallback (", model.codec(),
                        "): the rotation files beside the model were not found"));
+    }
+    if (!require_profile_.empty() && model.profile() != require_profile_) {
+      return absl::FailedPreconditionError(absl::StrCat("the workers hold the KV cache in profile ",
+                                                        model.profile(), ", expected ",
+                                                        require_profile_));
     }
     std::printf("model %s, KV profile %s\n  %s\n", model.name().c_str(), model.profile().c_str(),
                 model.codec().c_str());
@@ -128,7 +135,7 @@ class DemoCommand final : public Command {
   }
 
   GatewayAddress gateway_;
-  std::string text_file_ = "tests/data/wendigo.txt";
+  std::string text_file_ = "tests/data/wendigo.txt", require_profile_;
   int tokens_ = 8000, questions_ = 2, needles_ = 5, max_tokens_ = 16;
   uint64_t seed_ = 1;
   bool require_shm_ = false;

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "codec/fit.h"
 #include "common/status_macros.h"
+#include "eval/importance.h"
 
 namespace oscarkv {
 namespace {
@@ -47,7 +48,10 @@ ActivationStats::ActivationStats(const kernels::KvShape& shape, int num_heads, i
   for (Head& h : heads_) {
     h.qq.resize(d * d);
     h.weighted.resize(d * d);
+    h.important_qq.resize(d * d);
     for (int side : {0, 1}) {
+      h.important_rows[side].resize(d * d);
+      h.important_sum[side].resize(d);
       h.rows[side].resize(d * d);
       h.sum[side].resize(d);
       h.sample[side].reserve(sample_rows * d);
@@ -57,7 +61,7 @@ ActivationStats::ActivationStats(const kernels::KvShape& shape, int num_heads, i
 
 size_t ActivationStats::MemoryBytes() const {
   const size_t d = shape_.head_dim;
-  return heads_.size() * (8 * (4 * d * d + 2 * d) + 2 * 4 * sample_rows_ * d);
+  return heads_.size() * (8 * (7 * d * d + 4 * d) + 2 * 4 * sample_rows_ * d);
 }
 
 void ActivationStats::AddQueries(const Transformer::LayerActivations& a, int head, Head* to) const {
@@ -131,6 +135,40 @@ void ActivationStats::AddWeighted(int layer, const Transformer::LayerActivations
   weighted_tokens_[layer] += a.tokens - kSinkTokens;
 }
 
+void ActivationStats::AddImportance(int layer, const Transformer::LayerActivations& a,
+                                    const std::vector<std::vector<double>>& output_gram,
+                                    kernels::Executor* executor) {
+  Run(executor, shape_.num_kv_heads, [&](int head) {
+    AddImportantHead(a, head, output_gram[layer * shape_.num_kv_heads + head], &At(layer, head));
+  });
+}
+
+void ActivationStats::AddImportantHead(const Transformer::LayerActivations& a, int head,
+                                       const std::vector<double>& output_gram, Head* to) const {
+  const int d = shape_.head_dim, group = num_heads_ / shape_.num_kv_heads;
+  const RowImportance weights =
+      ImportanceOf(a, num_heads_, shape_.num_kv_heads, d, head, output_gram);
+  for (int g = 0; g < group; ++g) {
+    const double* w = weights.query.data() + size_t{1} * g * a.tokens;
+    ForRows(a.q + (head * group + g) * d, int64_t{num_heads_} * d, kSinkTokens, a.tokens, d,
+            [&](int first, int rows, const double* x) {
+              AddSecondMoment(x, w + first, rows, d, to->important_qq.data());
+            });
+  }
+  for (const kernels::Side side : {kernels::Side::kKey, kernels::Side::kValue}) {
+    const int s = static_cast<int>(side);
+    const std::vector<double>& w = s == 0 ? weights.key : weights.value;
+    ForRows(RowsOf(a, side, head), d, kSinkTokens, a.tokens, d,
+            [&](int first, int rows, const double* x) {
+              AddSecondMoment(x, w.data() + first, rows, d, to->important_rows[s].data());
+              for (int r = 0; r < rows; ++r) {
+                for (int c = 0; c < d; ++c) to->important_sum[s][c] += w[first + r] * x[r * d + c];
+                to->importance[s] += w[first + r];
+              }
+            });
+  }
+}
+
 std::vector<double> ActivationStats::QuerySecondMoment(int layer, int head) const {
   const auto rows = static_cast<double>(tokens_[layer] * (num_heads_ / shape_.num_kv_heads));
   return Symmetric(At(layer, head).qq, shape_.head_dim, rows > 0 ? 1 / rows : 0);
@@ -153,6 +191,42 @@ std::vector<double> ActivationStats::Covariance(int layer, int head, kernels::Si
   return s;
 }
 
+std::vector<double> ActivationStats::ImportantQueries(int layer, int head) const {
+  const int d = shape_.head_dim;
+  std::vector<double> plain = QuerySecondMoment(layer, head);
+  const std::vector<double> important = Symmetric(At(layer, head).important_qq, d, 1);
+  double plain_trace = 0, trace = 0;
+  for (int i = 0; i < d; ++i) {
+    plain_trace += plain[i * d + i];
+    trace += important[i * d + i];
+  }
+  if (!(trace > 0)) return plain;
+  for (int i = 0; i < d * d; ++i) plain[i] = (plain[i] + important[i] * plain_trace / trace) / 2;
+  return plain;
+}
+
+std::vector<double> ActivationStats::ImportantMean(int layer, int head, kernels::Side side) const {
+  const Head& h = At(layer, head);
+  const int s = static_cast<int>(side);
+  if (!(h.importance[s] > 0)) return Mean(layer, head, side);
+  std::vector<double> mean = h.important_sum[s];
+  for (double& v : mean) v /= h.importance[s];
+  return mean;
+}
+
+std::vector<double> ActivationStats::ImportantCovariance(int layer, int head,
+                                                         kernels::Side side) const {
+  const int d = shape_.head_dim, i_side = static_cast<int>(side);
+  const Head& h = At(layer, head);
+  if (!(h.importance[i_side] > 0)) return Covariance(layer, head, side);
+  std::vector<double> s = Symmetric(h.important_rows[i_side], d, 1 / h.importance[i_side]);
+  const std::vector<double> mean = ImportantMean(layer, head, side);
+  for (int i = 0; i < d; ++i) {
+    for (int j = 0; j < d; ++j) s[i * d + j] -= mean[i] * mean[j];
+  }
+  return s;
+}
+
 std::vector<double> ActivationStats::WeightedValues(int layer, int head) const {
   const Head& h = At(layer, head);
   return Symmetric(h.weighted, shape_.head_dim, h.weight > 0 ? 1 / h.weight : 0);
@@ -166,10 +240,14 @@ void ActivationStats::Save(TensorFileWriter* to) const {
     to->AddF64(prefix + "qq", {d, d}, h.qq);
     to->AddF64(prefix + "weighted", {d, d}, h.weighted);
     to->AddF64(prefix + "weight", {1}, {h.weight});
+    to->AddF64(prefix + "important_qq", {d, d}, h.important_qq);
+    to->AddF64(prefix + "importance", {2}, h.importance);
     for (int side : {0, 1}) {
       const std::string name = absl::StrCat(prefix, side == 0 ? "k." : "v.");
       to->AddF64(name + "rows", {d, d}, h.rows[side]);
       to->AddF64(name + "sum", {d}, h.sum[side]);
+      to->AddF64(name + "important_rows", {d, d}, h.important_rows[side]);
+      to->AddF64(name + "important_sum", {d}, h.important_sum[side]);
       to->AddF32(name + "sample", {static_cast<int64_t>(h.sample[side].size()) / d, d},
                  h.sample[side]);
     }
@@ -193,10 +271,16 @@ absl::Status ActivationStats::Restore(const TensorFile& from) {
     ASSIGN_OR_RETURN(h.weighted, from.ReadF64(prefix + "weighted", {d, d}));
     ASSIGN_OR_RETURN(const std::vector<double> weight, from.ReadF64(prefix + "weight", {1}));
     h.weight = weight[0];
+    ASSIGN_OR_RETURN(h.important_qq, from.ReadF64(prefix + "important_qq", {d, d}));
+    ASSIGN_OR_RETURN(const std::vector<double> importance,
+                     from.ReadF64(prefix + "importance", {2}));
+    std::copy_n(importance.begin(), 2, h.importance);
     for (int side : {0, 1}) {
       const std::string name = absl::StrCat(prefix, side == 0 ? "k." : "v.");
       ASSIGN_OR_RETURN(h.rows[side], from.ReadF64(name + "rows", {d, d}));
       ASSIGN_OR_RETURN(h.sum[side], from.ReadF64(name + "sum", {d}));
+      ASSIGN_OR_RETURN(h.important_rows[side], from.ReadF64(name + "important_rows", {d, d}));
+      ASSIGN_OR_RETURN(h.important_sum[side], from.ReadF64(name + "important_sum", {d}));
       ASSIGN_OR_RETURN(const FileTensor sample, from.Find(name + "sample"));
       const int64_t rows = sample.elements() / d;
       if (rows > sample_rows_) {

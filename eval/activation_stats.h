@@ -33,6 +33,12 @@ class ActivationStats {
   // queries see of their keys, k^T S_q k (OSCAR's "sst").
   void AddWeighted(int layer, const Transformer::LayerActivations& a, kernels::Executor* executor);
 
+  // Rows and queries of the same prompt again, each counted by how much it matters
+  // (importance.h). `output_gram`: [layer * kv_heads + head], as Collected::output_gram.
+  void AddImportance(int layer, const Transformer::LayerActivations& a,
+                     const std::vector<std::vector<double>>& output_gram,
+                     kernels::Executor* executor);
+
   const kernels::KvShape& shape() const { return shape_; }
   // Of layers that all prompts went through: tokens that were counted.
   int64_t tokens(int layer) const { return tokens_[layer]; }
@@ -43,6 +49,11 @@ class ActivationStats {
   std::vector<double> Covariance(int layer, int head, kernels::Side side) const;  // centred
   std::vector<double> Mean(int layer, int head, kernels::Side side) const;        // [d]
   std::vector<double> WeightedValues(int layer, int head) const;  // weights of mean 1
+  // The same with rows weighted by importance, and the second moment of queries half so, half as
+  // QuerySecondMoment, of equal traces; the plain ones where nothing was weighted.
+  std::vector<double> ImportantQueries(int layer, int head) const;
+  std::vector<double> ImportantCovariance(int layer, int head, kernels::Side side) const;
+  std::vector<double> ImportantMean(int layer, int head, kernels::Side side) const;
   // [rows][d] of the sample.
   const std::vector<float>& Sample(int layer, int head, kernels::Side side) const {
     return At(layer, head).sample[static_cast<int>(side)];
@@ -60,8 +71,14 @@ class ActivationStats {
     std::vector<double> sum[2];       // [d]
     std::vector<double> weighted;     // [d, d]
     double weight = 0;
+    // By importance.
+    std::vector<double> important_qq, important_rows[2];  // [d, d]
+    std::vector<double> important_sum[2];                 // [d]
+    double importance[2] = {0, 0};
     std::vector<float> sample[2];
   };
+  void AddImportantHead(const Transformer::LayerActivations& a, int head,
+                        const std::vector<double>& output_gram, Head* to) const;
   const Head& At(int layer, int head) const { return heads_[layer * shape_.num_kv_heads + head]; }
   Head& At(int layer, int head) { return heads_[layer * shape_.num_kv_heads + head]; }
   void AddQueries(const Transformer::LayerActivations& a, int head, Head* to) const;

@@ -31,7 +31,9 @@ absl::Status Annotate(const absl::Status& s, const std::string& where) {
 std::string RunDigest(const CollectOptions& o, const Sha256Digest& model, const Prompts& prompts) {
   Sha256 sha;
   sha.UpdateField("oscarkv.calibration").Update(model.data(), model.size());
-  sha.UpdateU64(o.weighted_values).UpdateU64(o.compute == kernels::Compute::kBf16);
+  sha.UpdateU64(o.weighted_values)
+      .UpdateU64(o.importance)
+      .UpdateU64(o.compute == kernels::Compute::kBf16);
   sha.UpdateU64(o.sample_rows).UpdateU64(prompts.size());
   for (const auto& p : prompts) sha.UpdateU64(p.size()).Update(p.data(), p.size() * sizeof(p[0]));
   return ToHex(sha.Finish());
@@ -41,10 +43,12 @@ std::string RunDigest(const CollectOptions& o, const Sha256Digest& model, const 
 class Collector {
  public:
   Collector(const CollectOptions& options, std::string digest, const Prompts& prompts,
-            Transformer* model, ActivationStats* stats)
+            const std::vector<std::vector<double>>& output_gram, Transformer* model,
+            ActivationStats* stats)
       : options_(options),
         digest_(std::move(digest)),
         prompts_(prompts),
+        output_gram_(output_gram),
         model_(model),
         stats_(stats) {}
 
@@ -75,6 +79,7 @@ class Collector {
         stats_->AddWeighted(layer, a, model_->executor());
       } else {
         stats_->Add(layer, a, model_->executor());
+        if (options_.importance) stats_->AddImportance(layer, a, output_gram_, model_->executor());
       }
     });
     PrefillChunk chunk;
@@ -112,6 +117,7 @@ class Collector {
   const CollectOptions& options_;
   const std::string digest_;
   const Prompts& prompts_;
+  const std::vector<std::vector<double>>& output_gram_;
   Transformer* const model_;
   ActivationStats* const stats_;
   int done_ = 0, resumed_at_ = 0;
@@ -232,9 +238,9 @@ absl::StatusOr<Collected> CollectStats(const CollectOptions& options) {
                                                 options.sample_rows, out.tokens);
   ASSIGN_OR_RETURN(const Sha256Digest fingerprint, ModelFingerprint(options.model_dir));
   const std::string digest = RunDigest(options, fingerprint, prompts);
-  Collector collector(options, digest, prompts, model.get(), out.stats.get());
-  RETURN_IF_ERROR(collector.Run());
   ASSIGN_OR_RETURN(out.output_gram, OutputGrams(options.model_dir, config));
+  Collector collector(options, digest, prompts, out.output_gram, model.get(), out.stats.get());
+  RETURN_IF_ERROR(collector.Run());
   out.provenance = {{"calibration.model_fingerprint", ToHex(fingerprint)},
                     {"calibration.prompts", absl::StrCat(out.prompts)},
                     {"calibration.tokens", absl::StrCat(out.tokens)},

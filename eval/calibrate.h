@@ -28,6 +28,7 @@ struct CollectOptions {
   std::vector<std::string> text_files;
   PromptPlan plan;
   bool weighted_values = false;  // a second pass, for OSCAR's fit of V
+  bool importance = false;       // rows by what attention makes of them, for profile shaped
   kernels::Compute compute = kernels::Compute::kBf16;
   int threads = 1;
   int sample_rows = 256;                           // per layer and kv head, of K and of V

@@ -74,14 +74,16 @@ class SideFitter {
   };
 
   // What multiplies the rows: queries, or the output projection.
-  std::vector<double> Consumer(int h) const {
-    return side_ == kernels::Side::kKey
-               ? c_.stats->QuerySecondMoment(layer_, h)
-               : c_.output_gram[layer_ * c_.stats->shape().num_kv_heads + h];
+  std::vector<double> Consumer(int h, bool important) const {
+    if (side_ == kernels::Side::kValue)
+      return c_.output_gram[layer_ * c_.stats->shape().num_kv_heads + h];
+    return important ? c_.stats->ImportantQueries(layer_, h)
+                     : c_.stats->QuerySecondMoment(layer_, h);
   }
 
   absl::StatusOr<Head> Fit(int h, double t) const {
-    auto fit = FitShaped(c_.stats->Covariance(layer_, h, side_), Consumer(h), d_, t);
+    auto fit = FitShaped(c_.stats->ImportantCovariance(layer_, h, side_),
+                         Consumer(h, /*important=*/true), d_, t);
     if (!fit.ok()) {
       return absl::Status(
           fit.status().code(),
@@ -126,8 +128,10 @@ class SideFitter {
     for (int i = 0; i < d_; ++i) {
       for (int j = 0; j < d_; ++j) t.matrix[j * d_ + i] = head.fit->transform[i * d_ + j];
     }
-    t.mean = c_.stats->Mean(layer_, h, side_);
-    t.metric = head.fit->metric;
+    t.mean = c_.stats->ImportantMean(layer_, h, side_);
+    // As for the Hadamard rotation that this is compared with: all rows and queries alike.
+    t.centre = c_.stats->Mean(layer_, h, side_);
+    t.metric = Congruence(head.fit->inverse, Consumer(h, /*important=*/false), d_);
     return MeasureDamage(c_.stats->Sample(layer_, h, side_), d_, t,
                          ShapedRoundTrip(d_, *head.tables, widen, gain, options_.sweeps));
   }
@@ -139,7 +143,7 @@ class SideFitter {
       for (int i = 0; i < d_; ++i)
         side->transform.push_back(static_cast<float>(head.fit->transform[i * d_ + j]));
     }
-    const std::vector<double> mean = c_.stats->Mean(layer_, h, side_);
+    const std::vector<double> mean = c_.stats->ImportantMean(layer_, h, side_);
     side->mean.insert(side->mean.end(), mean.begin(), mean.end());
     side->metric.insert(side->metric.end(), head.metric.begin(), head.metric.end());
     summary->error = std::max(summary->error, head.fit->inverse_error);

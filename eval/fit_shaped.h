@@ -11,7 +11,7 @@ namespace oscarkv {
 
 struct ShapedFitOptions {
   // Candidates; with several, each layer and side takes the pair of least damage on its sample.
-  std::vector<double> t = {0.3};  // between whitening (0) and the geometric mean (0.5)
+  std::vector<double> t = {0.2};  // between whitening (0) and the geometric mean (0.5)
   std::vector<float> widen = {1.15f};
   float key_gain = 1, value_gain = 0.3f;
   int sweeps = 2;                         // of the encoder that the damage is measured with
