@@ -36,6 +36,7 @@ TEST(EvaluateTest, OrderOfTreatments) {
   collect.model_dir = "models/reference";
   collect.text_files = {"tests/data/styles.txt"};
   collect.plan.tokens = 6144;
+  collect.importance = true;
   collect.compute = kernels::Compute::kFp32;
   const auto collected = CollectStats(collect);
   ASSERT_TRUE(collected.ok()) << collected.status();

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "eval/activation_stats.h"
+#include "eval/importance.h"
 
 namespace oscarkv {
 namespace {
@@ -215,6 +216,61 @@ TEST(ActivationStatsTest, ThreadsDoNotMatterAndStateGoesThroughAFile) {
   EXPECT_EQ(bytes, c.Finish());
   ActivationStats other({1, kHeads, 2 * kD}, kHeads * kGroup, 32, kTokens);
   EXPECT_THAT(std::string(other.Restore(*file).message()), HasSubstr("shape [16, 16]"));
+}
+
+// Against sums written down as the header says, in float64.
+TEST(ImportanceTest, EqualsItsDefinition) {
+  constexpr int kLong = 448, kFirst = 6 * 64;  // queries from there on read rows 64.. as codes
+  const std::vector<float> q = Rows(5, kLong * kHeads * kGroup), k = Rows(6, kLong * kHeads),
+                           v = Rows(7, kLong * kHeads), w = Rows(8, kD);
+  std::vector<double> gram(kD * kD);
+  for (int i = 0; i < kD; ++i) {
+    for (int j = 0; j < kD; ++j) {
+      for (int c = 0; c < kD; ++c) gram[i * kD + j] += double{w[c * kD + i]} * w[c * kD + j];
+    }
+  }
+  const int head = 1;
+  const Transformer::LayerActivations a = {kLong, q.data(), k.data(), v.data(), kLong * kD};
+  const RowImportance found = ImportanceOf(a, kHeads * kGroup, kHeads, kD, head, gram);
+  std::vector<double> key(kLong), value(kLong);
+  const float *kh = k.data() + head * kLong * kD, *vh = v.data() + head * kLong * kD;
+  for (int g = 0; g < kGroup; ++g) {
+    for (int t = kFirst; t < kLong; t += 4) {
+      const float* qt = q.data() + (t * kHeads * kGroup + head * kGroup + g) * kD;
+      std::vector<double> p(t + 1), o(kD);
+      double sum = 0, of_query = 0;
+      for (int i = 0; i <= t; ++i) {
+        double dot = 0;
+        for (int c = 0; c < kD; ++c) dot += double{qt[c]} * kh[i * kD + c];
+        sum += p[i] = std::exp(dot / std::sqrt(double{kD}));
+      }
+      for (int i = 0; i <= t; ++i) {
+        p[i] /= sum;
+        for (int c = 0; c < kD; ++c) o[c] += p[i] * vh[i * kD + c];
+      }
+      for (int i = 64; i < (t / 64 - 4) * 64; ++i) {
+        double square = 0;
+        for (int x = 0; x < kD; ++x) {
+          for (int y = 0; y < kD; ++y)
+            square += (vh[i * kD + x] - o[x]) * gram[x * kD + y] * (vh[i * kD + y] - o[y]);
+        }
+        key[i] += p[i] * p[i] * square;
+        value[i] += p[i] * p[i];
+        of_query += p[i] * p[i] * square;
+      }
+      EXPECT_NEAR(found.query[g * kLong + t], of_query, 1e-3 * of_query);
+    }
+  }
+  double total = 0;
+  for (int i = 0; i < kLong; ++i) {
+    EXPECT_NEAR(found.key[i], std::sqrt(key[i]), 1e-3 * std::sqrt(key[i]) + 1e-9) << i;
+    EXPECT_NEAR(found.value[i], std::sqrt(value[i]), 1e-3 * std::sqrt(value[i]) + 1e-9) << i;
+    total += found.value[i];
+  }
+  EXPECT_GT(total, 0);
+  EXPECT_EQ(found.key[63], 0);   // sink
+  EXPECT_EQ(found.key[192], 0);  // in every query's window
+  EXPECT_EQ(found.query[383], 0);
 }
 
 }  // namespace
