@@ -21,6 +21,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -108,8 +109,9 @@ class SsdTier final : public Tier {
   Task NextTask();
   void Write(const ItemPtr& item);
   absl::Status WriteToDisk(const TierBlock& block, absl::Span<const uint8_t> bytes);
+  // `from`: the generation that it is rescued from; a block that is erased meanwhile stays so.
   absl::Status Append(const TierBlock& block, const std::string& meta,
-                      absl::Span<const uint8_t> bytes);
+                      absl::Span<const uint8_t> bytes, std::optional<uint64_t> from);
   absl::Status FlushToDisk();
   void OnWriteError(const char* op, const absl::Status& status);
   void DropQueue(const char* reason) REQUIRES(mu_);

@@ -103,11 +103,11 @@ void SsdTier::Write(const ItemPtr& item) {
 absl::Status SsdTier::WriteToDisk(const TierBlock& block, absl::Span<const uint8_t> bytes) {
   const std::string meta = EncodeTierRecord(block);
   RETURN_IF_ERROR(MakeRoom(RecordBytes(bytes.size(), meta.size())));
-  return Append(block, meta, bytes);
+  return Append(block, meta, bytes, std::nullopt);
 }
 
 absl::Status SsdTier::Append(const TierBlock& block, const std::string& meta,
-                             absl::Span<const uint8_t> bytes) {
+                             absl::Span<const uint8_t> bytes, std::optional<uint64_t> from) {
   uint64_t generation;
   {
     MutexLock lock(mu_);
@@ -117,9 +117,16 @@ absl::Status SsdTier::Append(const TierBlock& block, const std::string& meta,
   RETURN_IF_ERROR(store_->Put(generation, block.key, meta, bytes));
   if (metrics_ != nullptr)
     metrics_->write_seconds->Observe(Seconds(SteadyClock::Get()->Now() - start));
-  index_.Insert(block.key, {generation, block.size, block.kind, false});
+  const TierIndex::Entry entry{generation, block.size, block.kind, false};
+  bool erased = false;
+  if (from.has_value()) {
+    erased = !index_.Move(block.key, *from, entry);
+  } else {
+    index_.Insert(block.key, entry);
+  }
   const uint64_t record = RecordBytes(bytes.size(), meta.size());
   MutexLock lock(mu_);
+  if (erased) erasures_.emplace_back(block.key, generation);
   generation_used_[generation] += record;
   used_bytes_ += record;
   if (unflushed_bytes_ == 0) flush_due_ = SteadyClock::Get()->Now() + options_.flush_every;
@@ -185,7 +192,8 @@ void SsdTier::Rescue(uint64_t generation) {
       if (metrics_ != nullptr) metrics_->corrupt.With({"read"}).Increment();
     }
     if (!block.ok()) continue;
-    if (!Append(*block, record.meta, record.data).ok()) return;  // the next write says why
+    if (!Append(*block, record.meta, record.data, generation).ok())
+      return;  // the next write says why
     rescued += RecordBytes(block->size, record.meta.size());
     if (metrics_ != nullptr) metrics_->evictions.With({"rescued"}).Increment();
   }

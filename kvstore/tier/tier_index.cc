@@ -44,6 +44,15 @@ void TierIndex::Insert(const TierKey& key, const Entry& entry) {
   Count(key, entry, 1);
 }
 
+bool TierIndex::Move(const TierKey& key, uint64_t from, const Entry& to) {
+  Shard& shard = ShardOf(key);
+  MutexLock lock(shard.mu);
+  const auto it = shard.entries.find(key);
+  if (it == shard.entries.end() || it->second.generation != from) return false;
+  it->second = to;  // of the same block: nothing to count
+  return true;
+}
+
 std::optional<TierIndex::Entry> TierIndex::Erase(const TierKey& key,
                                                  std::optional<uint64_t> generation) {
   Shard& shard = ShardOf(key);

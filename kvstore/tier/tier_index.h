@@ -28,6 +28,8 @@ class TierIndex {
   std::optional<Entry> Use(const TierKey& key);
   // Replaces what is there.
   void Insert(const TierKey& key, const Entry& entry);
+  // Nothing changes unless it lies in `from`; says whether it did.
+  bool Move(const TierKey& key, uint64_t from, const Entry& to);
   // Nothing is erased unless it lies in `generation` (any generation when empty).
   std::optional<Entry> Erase(const TierKey& key, std::optional<uint64_t> generation);
   std::vector<TierKey> KeysOf(uint64_t generation, bool only_used) const;

@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 
 #include <map>
+#include <random>
+#include <set>
 
 #include "kvstore/core/kv_node.h"
 #include "kvstore/tier/ssd_tier.h"
@@ -328,6 +330,141 @@ TEST_F(KvNodeTierTest, TenantsDoNotMeetOnDisk) {
   EXPECT_FALSE(exists.stored[0]);
   EXPECT_FALSE(node.Pin(chain[0], b).has_value());
   ssd->Shutdown(clock.Now());
+}
+
+// Random operations on a node over a disk that fails, corrupts and loses power. Whatever is found
+// has the right bytes; what was erased is not found; nothing leaks.
+class TierWalk {
+ public:
+  explicit TierWalk(uint64_t seed) : rng_(seed) {
+    options_.capacity = 2 << 20;
+    options_.admit_all = true;
+    options_.pause_after_error = Duration(0);  // the clock stands still
+    options_.readers = 2;
+    for (int c = 0; c < 12; ++c) chains_.push_back(Chain(c, 8));
+    Open();
+  }
+  ~TierWalk() { Close(); }
+
+  void Step() {
+    const std::vector<BlockKey>& chain = chains_[rng_() % chains_.size()];
+    const BlockKey& key = chain[rng_() % chain.size()];
+    switch (rng_() % 24) {
+      case 0:
+        if (rng_() % 6 == 0) Restart(/*die=*/true);
+        return;
+      case 1:
+        if (rng_() % 6 == 0) Restart(/*die=*/false);
+        return;
+      case 2:
+        return disk_.CorruptData({DigestOfTenant(""), key});
+      case 3:
+        return disk_.CorruptMeta({DigestOfTenant(""), key});
+      case 4:
+        disk_.FailWrites(rng_() % 4 != 0 ? absl::OkStatus() : absl::ResourceExhaustedError("full"));
+        return;
+      case 5:
+        return disk_.FailReads(rng_() % 4 != 0 ? absl::OkStatus() : absl::UnavailableError("I/O"));
+      case 6:
+      case 7:
+        node_->Erase(key).IgnoreError();
+        erased_.insert(key);
+        EXPECT_FALSE(node_->Exists(key)) << "erased";
+        return;
+      case 8:
+        return tier_->WaitIdle();
+      case 9:
+        tier_->Scrub(0);
+        return;
+      default:
+        return rng_() % 2 == 0 ? Put(chain) : Get(chain);
+    }
+  }
+
+  void End() {
+    for (const auto& chain : chains_) {
+      for (const BlockKey& key : chain) node_->Erase(key).IgnoreError();
+    }
+    tier_->WaitIdle();
+    const kv::StatsResponse s = node_->Stats();
+    EXPECT_EQ(s.used_bytes, 0u);
+    EXPECT_EQ(s.pinned_bytes, 0u);
+    for (int k = 0; k < kNumBlockKinds; ++k) {
+      EXPECT_EQ(s.kind_blocks[k], 0u);
+      EXPECT_EQ(s.tier.kind_blocks[k], 0u);
+      EXPECT_EQ(s.tier.kind_bytes[k], 0u);
+    }
+    EXPECT_EQ(s.tier.queued_bytes, 0u);
+    EXPECT_GT(from_disk_ + static_cast<int>(s.tier.promoted_blocks), 20)
+        << "the walk never needed the disk";
+  }
+
+ private:
+  void Open() {
+    tier_ = *SsdTier::Create(options_, disk_.Open(), &clock_, nullptr);
+    node_ = std::make_unique<TestNode>(KvNodeOptions{}, kArena / 2, tier_.get(), nullptr);
+  }
+  void Close() {
+    tier_->Shutdown(clock_.Now());
+    from_disk_ += static_cast<int>(tier_->stats().promoted_blocks);
+    node_.reset();
+    tier_.reset();
+  }
+  void Restart(bool die) {
+    Close();
+    if (die) {
+      disk_.LoseUnflushed();
+      erased_.clear();  // an erasure that was not flushed is forgotten as well
+    }
+    Open();
+  }
+  void Put(const std::vector<BlockKey>& chain) {
+    for (size_t i = 0; i < chain.size(); ++i) {
+      const absl::Status put =
+          node_->Put({chain[i], i == 0 ? BlockKey{} : chain[i - 1], BlockKind::kPage, kSize});
+      EXPECT_TRUE(put.ok() || absl::IsAlreadyExists(put)) << put;
+      erased_.erase(chain[i]);
+    }
+  }
+  void Get(const std::vector<BlockKey>& chain) {
+    node_->Match(chain);
+    CallBarrier barrier;
+    barrier.Add();
+    kv::GetStartResponse response;
+    node_->node().StartGet({node_->session(), chain, seconds(10)}, std::chrono::hours(1),
+                           [&](const absl::Status& status, const kv::GetStartResponse& answer) {
+                             EXPECT_TRUE(status.ok()) << status;
+                             response = answer;
+                             barrier.Done();
+                           });
+    barrier.Wait();
+    for (size_t i = 0; i < chain.size(); ++i) {
+      if (!response.statuses[i].ok()) continue;
+      EXPECT_EQ(erased_.count(chain[i]), 0u) << "erased and found";
+      EXPECT_EQ(node_->Read(response.locations[i]), Bytes(chain[i], kSize));
+      EXPECT_TRUE(node_->Release(response.locations[i]).ok());
+    }
+  }
+
+  std::mt19937_64 rng_;
+  FakeClock clock_;
+  MemDisk disk_;
+  SsdTierOptions options_;
+  std::vector<std::vector<BlockKey>> chains_;
+  std::set<BlockKey> erased_;
+  std::unique_ptr<SsdTier> tier_;
+  std::unique_ptr<TestNode> node_;
+  int from_disk_ = 0;
+};
+
+TEST(TierModel, RandomOperationsOverABadDisk) {
+  for (uint64_t seed = 1; seed <= 6; ++seed) {
+    SCOPED_TRACE(seed);
+    TierWalk walk(seed);
+    for (int step = 0; step < 400; ++step) walk.Step();
+    walk.End();
+    if (testing::Test::HasFailure()) return;
+  }
 }
 
 }  // namespace
