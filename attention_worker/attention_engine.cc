@@ -199,6 +199,16 @@ void AttentionEngine::Admit() {
 
 void AttentionEngine::PutBlocks(Sequence* seq, absl::Span<const int> mains,
                                 absl::Span<const int> windows, bool partial) {
+  std::vector<int> copies(windows.begin(), windows.end());
+  if (partial) copies.push_back(seq->block());
+  for (int b : copies) {
+    if (const absl::Status status = runner_->ToHost(seq->kv, b); !status.ok()) {
+      metrics_->dropped_puts.Increment();
+      LogWarn("blocks cannot be put",
+              {{"request", seq->job.request_id}, {"error", status.ToString()}});
+      return;
+    }
+  }
   std::vector<StoredBlock> blocks;
   for (int b : mains) blocks.push_back(io_->Main(seq->names, seq->kv, b));
   for (int b : windows) blocks.push_back(io_->Window(seq->names, seq->kv, b));

@@ -199,7 +199,8 @@ void AttentionEngine::Evict(Sequence* seq) {
       if (!seq->window_puts.contains(b)) windows.push_back(b);
     }
     const bool partial = seq->rows() > 0;
-    if (partial) {
+    // Before the tail is zeroed, for it brings the whole block; where it fails, so will PutBlocks.
+    if (partial && runner_->ToHost(seq->kv, seq->block()).ok()) {
       ZeroTail(seq->kv.pool().shape(), seq->rows(),
                seq->kv.pool().block(seq->kv.at(seq->block()).block));
     }

@@ -33,6 +33,7 @@ std::unique_ptr<Command> NewGenerateCommand();
 std::unique_ptr<Command> NewStatusCommand();
 std::unique_ptr<Command> NewDemoCommand();
 std::unique_ptr<Command> NewBenchCommand();
+std::unique_ptr<Command> NewBenchDecodeCommand();
 std::unique_ptr<Command> NewTokenizeCommand();
 std::unique_ptr<Command> NewModelCheckCommand();
 std::unique_ptr<Command> NewCalibrateCommand();

@@ -39,6 +39,7 @@ class GenerateCommand final : public Command {
                      "With --model: how the KV cache is held");
     table->AddChoice("prefill-history", &history_, {"exact", "canonical"},
                      "With --model: as the workers' option");
+    table->AddString("device", &device_, "DEVICE", "With --model: cpu, or cuda:N");
     table->AddString("prompt", &prompt_, "TEXT", "The prompt");
     table->AddString("prompt-ids", &prompt_ids_, "ID,...", "The prompt as token ids");
     table->AddString("prompt-file", &prompt_file_, "FILE",
@@ -179,6 +180,7 @@ class GenerateCommand final : public Command {
       options.model_dir = model_;
       options.profile = profile_;
       options.history = history_;
+      options.device = device_;
       options.progress = [&bar](double share) { bar.Update(share); };
       ASSIGN_OR_RETURN(runner, LoadLocalRunner(options));
     }
@@ -211,7 +213,7 @@ class GenerateCommand final : public Command {
 
   GatewayAddress gateway_;
   std::string prompt_, prompt_file_, prompt_ids_, tenant_;
-  std::string model_, profile_ = "oscar", history_ = "exact";
+  std::string model_, profile_ = "oscar", history_ = "exact", device_ = "cpu";
   int max_tokens_ = 256, top_k_ = 0, logprobs_ = 0;
   float temperature_ = 0, top_p_ = 1, min_p_ = 0, repetition_penalty_ = 1;
   uint64_t seed_ = 0;

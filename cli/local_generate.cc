@@ -17,10 +17,11 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> LoadLocalRunner(const LocalModelOpt
   RETURN_IF_ERROR(FindCodecFiles(options.model_dir, &codec_options));
   ASSIGN_OR_RETURN(auto codec, CreateCodec(codec_options, config.kv_shape()));
   TransformerOptions transformer;
-  transformer.compute =
-      options.compute == "bf16" || (options.compute == "auto" && kernels::HasNativeBf16())
-          ? kernels::Compute::kBf16
-          : kernels::Compute::kFp32;
+  transformer.device = options.device;
+  const bool native = options.device != "cpu" || kernels::HasNativeBf16();
+  transformer.compute = options.compute == "bf16" || (options.compute == "auto" && native)
+                            ? kernels::Compute::kBf16
+                            : kernels::Compute::kFp32;
   transformer.history =
       options.history == "canonical" ? PrefillHistory::kCanonical : PrefillHistory::kExact;
   transformer.threads = options.threads;

@@ -18,6 +18,7 @@ struct LocalModelOptions {
   std::string profile = "oscar";
   std::string shaped_file;  // profile shaped; empty: in the model's folder
   std::string history = "exact";
+  std::string device = "cpu";    // or cuda:N
   std::string compute = "auto";  // auto, fp32, bf16
   int threads = 1;
   std::function<void(double)> progress;  // loading; may be empty

@@ -80,6 +80,7 @@ std::vector<std::unique_ptr<Command>> AllCommands() {
   commands.push_back(NewStatusCommand());
   commands.push_back(NewDemoCommand());
   commands.push_back(NewBenchCommand());
+  commands.push_back(NewBenchDecodeCommand());  // a subcommand of the one before
   commands.push_back(NewKvstoreCommand());
   commands.push_back(NewPrefillCommand());
   commands.push_back(NewAttentionCommand());
@@ -117,6 +118,7 @@ int Main(int argc, char** argv) {
         ->type_name("FILE");
     Bind(tables[i], sub);
     sub->callback([&chosen, &chosen_app, i, sub] {
+      if (chosen_app != nullptr) return;  // "bench decode" comes before its parent "bench"
       chosen = i;
       chosen_app = sub;
     });

@@ -21,6 +21,7 @@ class ModelCheckCommand final : public Command {
     table->AddString("model", &options_.model_dir, "DIR", "Hugging Face folder of the model");
     table->AddString("golden", &options_.golden_file, "FILE",
                      "safetensors file of prompts and expected tensors");
+    table->AddString("device", &options_.device, "DEVICE", "cpu, or cuda:N with --compute bf16");
     table->AddChoice("compute", &compute_, {"fp32", "bf16"}, "Operand type of the matrix products");
     table->AddInt("threads", &options_.threads, 1, 256, "Threads of the products");
   }

@@ -49,6 +49,8 @@ class ServeCommand final : public Command {
         "prefill-history", &history_, {"exact", "canonical"},
         "What a prompt's tokens attend: unquantised history, or the stored codes as decoding does");
     table->AddBool("deterministic", &deterministic_, "As the workers' option");
+    table->AddString("device", &device_, "DEVICE",
+                     "What the workers compute on: cpu, or cuda:N for GPU N");
     table->AddChoice("data-path", &data_path_, {"ucx", "grpc"}, "How blocks travel");
     table->AddString("ucx-lanes", &ucx_lanes_, "LIST",
                      "auto, shm, tcp, rdma or a list as in UCX_TLS");
@@ -76,7 +78,9 @@ class ServeCommand final : public Command {
             ucx_lanes_,
             "--replicas",
             Replicas(),
-            deterministic_ ? "--deterministic" : "--no-deterministic"};
+            deterministic_ ? "--deterministic" : "--no-deterministic",
+            "--device",
+            device_};
   }
 
   std::string Replicas() const { return absl::StrCat(std::min(replicas_, kvstores_)); }
@@ -163,7 +167,7 @@ class ServeCommand final : public Command {
   }
 
   std::string model_ = "models/reference", listen_ = "127.0.0.1:7400", profile_ = "oscar",
-              history_ = "exact";
+              history_ = "exact", device_ = "cpu";
   std::string http_listen_, data_path_ = "ucx", ucx_lanes_ = "auto", log_dir_;
   bool deterministic_ = false, processes_ = false;
   int kvstores_ = 1, replicas_ = 1, prefills_ = 1, attentions_ = 1;

@@ -58,6 +58,9 @@ class KvCodec {
   virtual const float* KeyMean(int layer, int kv_head) const { return nullptr; }
   virtual const float* ValueMean(int layer, int kv_head) const { return nullptr; }
 
+  // The clip ratio of q2_encode, where that and the rotations are all there is to encoding; else 0.
+  virtual float ClipRatio(kernels::Side side) const { return 0; }
+
   // One layer of a block of 64 tokens: bf16 [K,V][kv_head][64][d], rotated -> page layer
   // [kv_head][PageHeadBytes], and back. Inf or NaN in a row: kInvalidArgument. Profile kBf16 has no
   // pages: kFailedPrecondition.

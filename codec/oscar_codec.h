@@ -30,6 +30,7 @@ class OscarCodec final : public KvCodec {
   const float* ValueRotation(int layer, int kv_head) const override {
     return value_rotations_.At(layer, kv_head);
   }
+  float ClipRatio(kernels::Side side) const override { return clip_[static_cast<int>(side)]; }
   absl::Status EncodeLayer(int layer, const kernels::Bf16* block_layer,
                            uint8_t* page_layer) const override;
   absl::Status DecodeLayer(int layer, const uint8_t* page_layer,

@@ -13,10 +13,13 @@ const char* LastError() {
   return last_error;
 }
 
+void SetLastError(const char* what, const char* why) {
+  std::snprintf(last_error, sizeof last_error, "%s: %s", what, why);
+}
+
 KernelStatus Check(int cuda_error, const char* what) {
   if (cuda_error == cudaSuccess) return KernelStatus::kOk;
-  std::snprintf(last_error, sizeof last_error, "%s: %s", what,
-                cudaGetErrorString(static_cast<cudaError_t>(cuda_error)));
+  SetLastError(what, cudaGetErrorString(static_cast<cudaError_t>(cuda_error)));
   return KernelStatus::kDevice;
 }
 

@@ -12,6 +12,9 @@ int DeviceCount();
 // What failed last on this thread: "expression: CUDA's text", or "".
 const char* LastError();
 
+// What LastError says from here on: "what: why".
+void SetLastError(const char* what, const char* why);
+
 // kOk for 0 (cudaSuccess); else notes `what` and the error's text for LastError and gives kDevice.
 KernelStatus Check(int cuda_error, const char* what);
 

@@ -12,6 +12,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
 #include "common/status_macros.h"
+#include "model/cuda/cuda_runner.h"
 #include "model/safetensors.h"
 #include "model/transformer.h"
 
@@ -139,7 +140,106 @@ void Compare(const Golden& golden, const PrefillOutput& ours, GoldenPrompt* resu
   for (size_t i = 0; i < golden.argmax.size(); ++i) count(golden.argmax[i], i);
 }
 
-absl::StatusOr<GoldenPrompt> RunPrompt(const Golden& golden, Transformer* model) {
+// What is checked: a runner that can show K and V of a prompt.
+class Subject {
+ public:
+  virtual ~Subject() = default;
+  // `chunk`: tokens and what is wanted. Adds the differences of K and V to *result.
+  virtual absl::StatusOr<PrefillOutput> Run(const Golden& golden, PrefillChunk chunk,
+                                            GoldenPrompt* result) = 0;
+  virtual absl::Status RoundRopeFrequencies() = 0;
+};
+
+class CpuSubject final : public Subject {
+ public:
+  explicit CpuSubject(std::unique_ptr<Transformer> model) : model_(std::move(model)) {}
+
+  absl::StatusOr<PrefillOutput> Run(const Golden& golden, PrefillChunk chunk,
+                                    GoldenPrompt* result) override {
+    model_->set_layer_observer([&](int layer, const Transformer::LayerActivations& a) {
+      for (const Golden::Kv& g : golden.kv) {
+        if (g.layer != layer) continue;
+        result->kv.push_back({g.tensor, KvDifference(g.data, g.value ? a.v : a.k, a.head_stride,
+                                                     model_->config().num_kv_heads)});
+      }
+    });
+    absl::StatusOr<PrefillOutput> out = model_->Prefill(chunk);
+    model_->set_layer_observer(nullptr);
+    return out;
+  }
+  absl::Status RoundRopeFrequencies() override {
+    model_->RoundRopeFrequencies();
+    return absl::OkStatus();
+  }
+
+ private:
+  const std::unique_ptr<Transformer> model_;
+};
+
+// K and V as they lie in the pool, in bf16.
+class CudaSubject final : public Subject {
+ public:
+  explicit CudaSubject(std::unique_ptr<CudaRunner> model) : model_(std::move(model)) {}
+
+  absl::StatusOr<PrefillOutput> Run(const Golden& golden, PrefillChunk chunk,
+                                    GoldenPrompt* result) override {
+    const kernels::KvShape shape = model_->config().kv_shape();
+    const int tokens = static_cast<int>(golden.ids.size()), blocks = BlockOf(tokens - 1) + 1;
+    std::vector<uint8_t> memory(blocks * shape.Bf16BlockBytes() + 128);
+    auto* start =
+        reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(memory.data()) + 127) / 128 * 128);
+    KvPool pool(shape, {}, absl::MakeSpan(start, blocks * shape.Bf16BlockBytes()));
+    SequenceKv kv(&pool);
+    for (int b = 0; b < blocks; ++b) kv.EnsureBlock(b);
+    chunk.kv = &kv;
+    ASSIGN_OR_RETURN(PrefillOutput out, model_->Prefill(chunk));
+    for (int b = 0; b < blocks; ++b) RETURN_IF_ERROR(model_->ToHost(kv, b));
+    for (const Golden::Kv& g : golden.kv) {
+      std::vector<float> ours;
+      for (int h = 0; h < shape.num_kv_heads; ++h) {
+        for (int t = 0; t < tokens; ++t) {
+          const kernels::Bf16* row = pool.block_layer(kv.at(BlockOf(t)).block, g.layer) +
+                                     (g.value ? shape.Bf16SideElements() : 0) +
+                                     (h * kBlockTokens + t % kBlockTokens) * shape.head_dim;
+          for (int c = 0; c < shape.head_dim; ++c) ours.push_back(kernels::ToFloat(row[c]));
+        }
+      }
+      result->kv.push_back(
+          {g.tensor, KvDifference(g.data, ours.data(), int64_t{tokens} * shape.head_dim,
+                                  shape.num_kv_heads)});
+    }
+    return out;
+  }
+  absl::Status RoundRopeFrequencies() override { return model_->RoundRopeFrequencies(); }
+
+ private:
+  const std::unique_ptr<CudaRunner> model_;
+};
+
+absl::StatusOr<std::unique_ptr<Subject>> LoadSubject(const GoldenCheckOptions& options,
+                                                     const ModelConfig& config) {
+  CodecOptions codec_options;
+  codec_options.profile = Profile::kBf16;  // no rotation: K and V are the model's own
+  ASSIGN_OR_RETURN(std::shared_ptr<const KvCodec> codec,
+                   CreateCodec(codec_options, config.kv_shape()));
+  TransformerOptions model;
+  model.compute = options.compute;
+  model.device = options.device;
+  model.threads = options.threads;
+  model.progress = options.progress;
+  ASSIGN_OR_RETURN(const int cuda_device, ParseDevice(options.device));
+  if (cuda_device >= 0) {
+    ASSIGN_OR_RETURN(std::unique_ptr<CudaRunner> runner,
+                     CudaRunner::Load(options.model_dir, std::move(codec), model));
+    return std::make_unique<CudaSubject>(std::move(runner));
+  }
+  model.fp32_kv = true;
+  ASSIGN_OR_RETURN(std::unique_ptr<Transformer> transformer,
+                   Transformer::Load(options.model_dir, std::move(codec), model));
+  return std::make_unique<CpuSubject>(std::move(transformer));
+}
+
+absl::StatusOr<GoldenPrompt> RunPrompt(const Golden& golden, Subject* subject) {
   GoldenPrompt result;
   result.name = golden.name;
   result.tokens = static_cast<int>(golden.ids.size());
@@ -148,17 +248,8 @@ absl::StatusOr<GoldenPrompt> RunPrompt(const Golden& golden, Transformer* model)
   PrefillChunk chunk;
   chunk.tokens = golden.ids;
   chunk.want_logits = chunk.want_all_argmax = true;
-  model->set_layer_observer([&](int layer, const Transformer::LayerActivations& a) {
-    for (const Golden::Kv& g : golden.kv) {
-      if (g.layer != layer) continue;
-      result.kv.push_back({g.tensor, KvDifference(g.data, g.value ? a.v : a.k, a.head_stride,
-                                                  model->config().num_kv_heads)});
-    }
-  });
-  absl::StatusOr<PrefillOutput> out = model->Prefill(chunk);
-  model->set_layer_observer(nullptr);
-  RETURN_IF_ERROR(out.status());
-  Compare(golden, *out, &result);
+  ASSIGN_OR_RETURN(const PrefillOutput out, subject->Run(golden, chunk, &result));
+  Compare(golden, out, &result);
   return result;
 }
 
@@ -192,10 +283,10 @@ void Judge(bool fp32, GoldenReport* report) {
 }
 
 absl::StatusOr<GoldenReport> RunAll(const std::vector<Golden>& goldens, bool fp32,
-                                    Transformer* model) {
+                                    Subject* subject) {
   GoldenReport report;
   for (const Golden& golden : goldens) {
-    ASSIGN_OR_RETURN(GoldenPrompt prompt, RunPrompt(golden, model));
+    ASSIGN_OR_RETURN(GoldenPrompt prompt, RunPrompt(golden, subject));
     report.prompts.push_back(std::move(prompt));
   }
   Judge(fp32, &report);
@@ -230,21 +321,11 @@ absl::StatusOr<GoldenReport> RunGoldenCheck(const GoldenCheckOptions& options) {
   const bool fp32 = options.compute == kernels::Compute::kFp32;
   ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(options.model_dir));
   ASSIGN_OR_RETURN(const std::vector<Golden> goldens, ReadGoldens(options.golden_file, config));
-  CodecOptions codec_options;
-  codec_options.profile = Profile::kBf16;  // no rotation: K and V are the model's own
-  ASSIGN_OR_RETURN(std::shared_ptr<const KvCodec> codec,
-                   CreateCodec(codec_options, config.kv_shape()));
-  TransformerOptions model_options;
-  model_options.compute = options.compute;
-  model_options.threads = options.threads;
-  model_options.fp32_kv = true;
-  model_options.progress = options.progress;
-  ASSIGN_OR_RETURN(const std::unique_ptr<Transformer> model,
-                   Transformer::Load(options.model_dir, std::move(codec), model_options));
-  ASSIGN_OR_RETURN(GoldenReport report, RunAll(goldens, fp32, model.get()));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Subject> subject, LoadSubject(options, config));
+  ASSIGN_OR_RETURN(GoldenReport report, RunAll(goldens, fp32, subject.get()));
   if (report.passed) return report;
-  model->RoundRopeFrequencies();
-  ASSIGN_OR_RETURN(GoldenReport rounded, RunAll(goldens, fp32, model.get()));
+  RETURN_IF_ERROR(subject->RoundRopeFrequencies());
+  ASSIGN_OR_RETURN(GoldenReport rounded, RunAll(goldens, fp32, subject.get()));
   rounded.bf16_rope = true;
   return rounded.passed ? rounded : report;
 }

@@ -24,6 +24,7 @@ namespace oscarkv {
 struct GoldenCheckOptions {
   std::string model_dir;
   std::string golden_file;
+  std::string device = "cpu";  // cuda:N: bf16 only; K and V are then those of the KV pool
   kernels::Compute compute = kernels::Compute::kFp32;
   int threads = 1;
   std::function<void(double)> progress = nullptr;  // of loading; may be empty

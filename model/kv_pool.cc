@@ -1,5 +1,6 @@
 #include "model/kv_pool.h"
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <utility>
@@ -9,6 +10,11 @@ namespace {
 
 int SlotCount(size_t bytes, size_t slot_bytes) {
   return slot_bytes == 0 ? 0 : static_cast<int>(bytes / slot_bytes);
+}
+
+uint64_t NextSerial() {
+  static std::atomic<uint64_t> last{0};
+  return ++last;
 }
 
 }  // namespace
@@ -41,17 +47,24 @@ KvPool::KvPool(const kernels::KvShape& shape, absl::Span<uint8_t> pages, absl::S
       blocks_(blocks),
       num_pages_(SlotCount(pages.size(), shape.PageBytes())),
       num_blocks_(SlotCount(blocks.size(), shape.Bf16BlockBytes())),
+      serial_(NextSerial()),
+      page_generations_(num_pages_),
+      block_generations_(num_blocks_),
       free_pages_(num_pages_),
       free_blocks_(num_blocks_) {}
 
 int32_t KvPool::AllocatePage() {
   MutexLock lock(mu_);
-  return free_pages_.Take();
+  const int32_t id = free_pages_.Take();
+  if (id >= 0) ++page_generations_[id];
+  return id;
 }
 
 int32_t KvPool::AllocateBlock() {
   MutexLock lock(mu_);
-  return free_blocks_.Take();
+  const int32_t id = free_blocks_.Take();
+  if (id >= 0) ++block_generations_[id];
+  return id;
 }
 
 void KvPool::FreePage(int32_t id) {

@@ -63,6 +63,13 @@ class KvPool {
   const uint8_t* page_base() const { return pages_.data(); }
   const uint8_t* block_base() const { return blocks_.data(); }
 
+  // Tells pools of this process apart, also when one takes the place of another in memory.
+  uint64_t serial() const { return serial_; }
+  // How often a slot has been allocated: whoever keeps a copy of a slot's bytes elsewhere (a GPU)
+  // sees by it that they are another's now. For the holder of the slot.
+  uint32_t page_generation(int32_t id) const { return page_generations_[id]; }
+  uint32_t block_generation(int32_t id) const { return block_generations_[id]; }
+
   int num_pages() const { return num_pages_; }
   int num_blocks() const { return num_blocks_; }
   int free_pages() const;
@@ -72,6 +79,9 @@ class KvPool {
   const kernels::KvShape shape_;
   const absl::Span<uint8_t> pages_, blocks_;
   const int num_pages_, num_blocks_;
+  const uint64_t serial_;
+  // An element belongs to whoever holds the slot; allocation, under mu_, comes before that.
+  std::vector<uint32_t> page_generations_, block_generations_;
   mutable Mutex mu_;
   // Last in, first out: a slot just freed is the one whose memory is warm.
   struct FreeList {

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "codec/codec.h"
 #include "kernels/gemm/gemm.h"
@@ -74,11 +75,27 @@ class ModelRunner {
   // others go on.
   virtual absl::Status DecodeStep(absl::Span<const DecodeInput> batch,
                                   std::vector<float>* logits) = 0;
+
+  // A runner on a GPU works on copies of the pool's slots in device memory. It takes up by itself
+  // what was put into a slot's host memory since the slot was allocated and before it was first
+  // used here, and it brings back by itself, in the form in which a block is stored (its page, else
+  // its bf16 rows), every block that a chunk completes, layer by layer before on_layer, and both
+  // forms of a block that a decode step completes. The other rows come by this: when it returned,
+  // the bf16 rows of `block`, if it has such a slot, stand in the pool's memory.
+  virtual absl::Status ToHost(const SequenceKv& kv, int block) { return absl::OkStatus(); }
+  // Prepares for a pool, which would otherwise happen when it is first used: device memory for its
+  // slots (kResourceExhausted: there is not so much), and page-locks its host memory for as long as
+  // the result lives. The result, perhaps null, goes before the pool's memory does.
+  virtual absl::StatusOr<std::shared_ptr<void>> PreparePool(KvPool& pool) {
+    return std::shared_ptr<void>();
+  }
 };
 
 struct TransformerOptions {
   kernels::Compute compute = kernels::Compute::kBf16;
   kernels::Backend backend = kernels::Backend::kCpu;
+  // "cpu", or "cuda:N": GPU N, products of bf16 operands with fp32 sums.
+  std::string device = "cpu";
   PrefillHistory history = PrefillHistory::kExact;
   int threads = 1;  // for attention and matrix products
   // Keeps K and V in fp32 during prefill instead of bf16, for comparisons with fp32 goldens; no
@@ -87,7 +104,11 @@ struct TransformerOptions {
   std::function<void(double)> progress;  // share of the weights loaded, 0..1; may be empty
 };
 
+// The N of "cuda:N"; -1 for "cpu". kInvalidArgument for anything else.
+absl::StatusOr<int> ParseDevice(absl::string_view device);
+
 // Loads a Hugging Face folder; folds the codec's value rotation into W_V and W_O in float64.
+// kUnavailable: the device cannot be had; the message names the library or driver that is missing.
 absl::StatusOr<std::unique_ptr<ModelRunner>> LoadTransformer(const std::string& model_dir,
                                                              std::shared_ptr<const KvCodec> codec,
                                                              const TransformerOptions& options);

@@ -7,38 +7,10 @@
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "kernels/elementwise/op.h"
+#include "model/cuda/cuda_runner.h"
 
 namespace oscarkv {
 namespace {
-
-absl::Status CheckOptions(const ModelConfig& config, const KvCodec& codec,
-                          const TransformerOptions& options) {
-  if (options.threads < 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("threads is ", options.threads, "; expected at least 1"));
-  }
-  if (options.backend == kernels::Backend::kCuda) {
-    return absl::UnimplementedError("this build runs transformers on the CPU only");
-  }
-  const kernels::KvShape model = config.kv_shape(), coded = codec.shape();
-  if (!(model == coded)) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "the model has ", model.num_layers, " layers, ", model.num_kv_heads, " kv heads, head_dim ",
-        model.head_dim, "; the codec (", codec.Describe(), ") was made for ", coded.num_layers,
-        ", ", coded.num_kv_heads, ", ", coded.head_dim));
-  }
-  if (!kernels::IsSupportedHeadDim(config.head_dim)) {
-    return absl::UnimplementedError(
-        absl::StrCat("head_dim is ", config.head_dim, "; supported: 64, 128"));
-  }
-  if (config.num_heads % config.num_kv_heads != 0 ||
-      config.num_heads / config.num_kv_heads > kernels::kMaxGroup) {
-    return absl::UnimplementedError(absl::StrCat(config.num_heads, " query heads over ",
-                                                 config.num_kv_heads, " kv heads; supported: 1 to ",
-                                                 kernels::kMaxGroup, " per kv head"));
-  }
-  return absl::OkStatus();
-}
 
 template <typename T>
 void GrowTo(std::vector<T>* v, size_t n) {
@@ -50,6 +22,8 @@ void GrowTo(std::vector<T>* v, size_t n) {
 absl::StatusOr<std::unique_ptr<ModelRunner>> LoadTransformer(const std::string& model_dir,
                                                              std::shared_ptr<const KvCodec> codec,
                                                              const TransformerOptions& options) {
+  ASSIGN_OR_RETURN(const int cuda_device, ParseDevice(options.device));
+  if (cuda_device >= 0) return LoadCudaRunner(model_dir, std::move(codec), options);
   return Transformer::Load(model_dir, std::move(codec), options);
 }
 
@@ -58,6 +32,9 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Load(const std::string
                                                                const TransformerOptions& options) {
   if (codec == nullptr) return absl::InvalidArgumentError("a transformer needs a codec");
   ASSIGN_OR_RETURN(ModelConfig config, LoadModelConfig(model_dir));
+  if (options.device != "cpu" || options.backend == kernels::Backend::kCuda) {
+    return absl::UnimplementedError("this class runs transformers on the CPU only");
+  }
   RETURN_IF_ERROR(CheckOptions(config, *codec, options));
   ASSIGN_OR_RETURN(std::vector<float> inv_freq,
                    RopeInverseFrequencies(config.rope, config.head_dim));
@@ -204,14 +181,6 @@ void Transformer::StoreRow(const float* k, const float* v, int row,
     for (int i = 0; i < d; ++i) block_layer[at + i] = kernels::ToBf16(k[h * d + i]);
     for (int i = 0; i < d; ++i) values[at + i] = kernels::ToBf16(v[h * d + i]);
   }
-}
-
-absl::Status Transformer::CheckPool(const SequenceKv* kv) const {
-  if (kv == nullptr) return absl::InvalidArgumentError("a sequence has no SequenceKv");
-  if (!(kv->pool().shape() == config_.kv_shape())) {
-    return absl::FailedPreconditionError("the KV pool's shape is not the model's");
-  }
-  return absl::OkStatus();
 }
 
 }  // namespace oscarkv

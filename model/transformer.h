@@ -19,6 +19,7 @@
 #include "kernels/thread_pool.h"
 #include "model/model_runner.h"
 #include "model/rope_tables.h"
+#include "model/runner_input.h"
 #include "model/transformer_weights.h"
 
 namespace oscarkv {
@@ -89,11 +90,6 @@ class Transformer final : public ModelRunner {
     std::vector<float> x;       // [tokens, hidden]: the residual stream
     std::vector<float> q, out;  // [tokens, q heads, d]
   };
-  // Which slots each sequence of a batch attends, the same in every layer: the lists of
-  // PagedAttentionArgs.
-  struct AttendedSlots {
-    std::vector<int32_t> pages, page_begin{0}, blocks, block_begin{0}, last_tokens;
-  };
   // The state of one decode step.
   struct Step {
     std::vector<int32_t> tokens, positions;
@@ -124,11 +120,8 @@ class Transformer final : public ModelRunner {
   // K and V of one row, rounded, into its place in a layer of a block.
   void StoreRow(const float* k, const float* v, int row, kernels::Bf16* block_layer) const;
   bool coded() const { return codec_->profile() != Profile::kBf16; }
-  absl::Status CheckPool(const SequenceKv* kv) const;
 
   // transformer_prefill.cc
-  absl::Status CheckChunk(const PrefillChunk& chunk) const;
-  absl::Status CheckSlots(const PrefillChunk& chunk) const;
   Pass PlanPass(const PrefillChunk& chunk) const;
   absl::Status RunLayer(int layer, Pass* pass);
   absl::Status FillFromHistory(int layer, int block, const Pass& pass, Workspace* ws);
@@ -143,15 +136,7 @@ class Transformer final : public ModelRunner {
   absl::Status ForTiles(int n, const std::function<absl::Status(int, Workspace*)>& f);
 
   // transformer_decode.cc
-  absl::Status CheckBatch(absl::Span<const DecodeInput> batch) const;
-  // The token at `position` is the last one of a block that gets a page.
-  bool CompletesPage(int position) const {
-    return coded() && position % kBlockTokens == kBlockTokens - 1 &&
-           BlockOf(position) >= kSinkBlocks;
-  }
   absl::Status PlanStep(absl::Span<const DecodeInput> batch, Step* step);
-  // Adds the slots that the query of `input` attends. False: block *missing has none.
-  bool AddSlots(const DecodeInput& input, AttendedSlots* to, int* missing) const;
   kernels::PagedAttentionArgs AttentionArgs(const KvPool& pool, int layer, Step* step) const;
   // K and V of the step into their blocks, and the pages of blocks that it completes. A sequence
   // whose K or V is not finite is marked broken.

@@ -11,10 +11,6 @@
 namespace oscarkv {
 namespace {
 
-absl::Status InSequence(size_t i, absl::string_view what) {
-  return absl::FailedPreconditionError(absl::StrCat("sequence ", i, " of the batch: ", what));
-}
-
 bool AllFinite(const float* x, int64_t n) {
   // Summing differences to itself: 0 for finite values, NaN otherwise.
   float sum = 0;
@@ -23,46 +19,6 @@ bool AllFinite(const float* x, int64_t n) {
 }
 
 }  // namespace
-
-bool Transformer::AddSlots(const DecodeInput& input, AttendedSlots* to, int* missing) const {
-  const SequenceKv& kv = *input.kv;
-  const int last = BlockOf(input.position);
-  const int window = coded() ? FirstWindowBlock(input.position) : kSinkBlocks;
-  for (int block = 0; block <= last; ++block) {
-    *missing = block;
-    if (block >= kv.num_blocks()) return false;
-    const bool as_page = block >= kSinkBlocks && block < window;
-    const int32_t id = as_page ? kv.at(block).page : kv.at(block).block;
-    if (id < 0) return false;
-    (as_page ? to->pages : to->blocks).push_back(id);
-  }
-  to->page_begin.push_back(static_cast<int32_t>(to->pages.size()));
-  to->block_begin.push_back(static_cast<int32_t>(to->blocks.size()));
-  to->last_tokens.push_back(input.position % kBlockTokens + 1);
-  return true;
-}
-
-absl::Status Transformer::CheckBatch(absl::Span<const DecodeInput> batch) const {
-  if (options_.fp32_kv)
-    return absl::FailedPreconditionError("a runner with fp32 K and V keeps none to decode from");
-  for (size_t i = 0; i < batch.size(); ++i) {
-    const DecodeInput& in = batch[i];
-    RETURN_IF_ERROR(CheckPool(in.kv));
-    if (&in.kv->pool() != &batch[0].kv->pool())
-      return InSequence(i, "lies in another KV pool than the first");
-    if (in.position < 0 || in.position >= config_.max_position_embeddings) {
-      return absl::InvalidArgumentError(absl::StrCat("position ", in.position,
-                                                     " is outside the model's context of ",
-                                                     config_.max_position_embeddings));
-    }
-    if (in.token < 0 || in.token >= config_.vocab_size) {
-      return absl::InvalidArgumentError(absl::StrCat("token ", in.token, " at position ",
-                                                     in.position, " is outside the vocabulary of ",
-                                                     config_.vocab_size));
-    }
-  }
-  return absl::OkStatus();
-}
 
 void Transformer::StoreStep(int layer, absl::Span<const DecodeInput> batch, const Workspace& ws,
                             std::vector<bool>* broken) const {
@@ -74,7 +30,7 @@ void Transformer::StoreStep(int layer, absl::Span<const DecodeInput> batch, cons
     kernels::Bf16* block = in.kv->pool().block_layer(slots.block, layer);
     if (!AllFinite(k, width) || !AllFinite(v, width)) (*broken)[i] = true;
     StoreRow(k, v, in.position % kBlockTokens, block);
-    if (!CompletesPage(in.position) || (*broken)[i]) continue;
+    if (!CompletesPage(coded(), in.position) || (*broken)[i]) continue;
     if (!codec_->EncodeLayer(layer, block, in.kv->pool().page_layer(slots.page, layer)).ok())
       (*broken)[i] = true;
   }
@@ -83,15 +39,7 @@ void Transformer::StoreStep(int layer, absl::Span<const DecodeInput> batch, cons
 absl::Status Transformer::PlanStep(absl::Span<const DecodeInput> batch, Step* step) {
   for (size_t i = 0; i < batch.size(); ++i) {
     const DecodeInput& in = batch[i];
-    int missing = 0;
-    if (!AddSlots(in, &step->slots, &missing)) {
-      return InSequence(i, absl::StrCat("block ", missing,
-                                        " has no slot to attend from at position ", in.position));
-    }
-    const int last = BlockOf(in.position);
-    if (CompletesPage(in.position) && in.kv->at(last).page < 0) {
-      return InSequence(i, absl::StrCat("block ", last, " gets full and has no page slot"));
-    }
+    RETURN_IF_ERROR(AddSlots(coded(), i, in, &step->slots));
     step->tokens.push_back(in.token);
     step->positions.push_back(in.position);
     rope_.Ensure(in.position);
@@ -132,7 +80,9 @@ absl::Status Transformer::DecodeStep(absl::Span<const DecodeInput> batch,
                                      std::vector<float>* logits) {
   logits->clear();
   if (batch.empty()) return absl::OkStatus();
-  RETURN_IF_ERROR(CheckBatch(batch));
+  if (options_.fp32_kv)
+    return absl::FailedPreconditionError("a runner with fp32 K and V keeps none to decode from");
+  RETURN_IF_ERROR(CheckBatch(config_, batch));
   Step step;
   RETURN_IF_ERROR(PlanStep(batch, &step));
   const int64_t rows = static_cast<int64_t>(batch.size());

@@ -17,15 +17,6 @@
 namespace oscarkv {
 namespace {
 
-absl::Status Missing(int block, absl::string_view what, absl::string_view why) {
-  return absl::FailedPreconditionError(
-      absl::StrCat("block ", block, " has no ", what, " slot: ", why));
-}
-
-BlockSlots SlotsOf(const SequenceKv& kv, int block) {
-  return block < kv.num_blocks() ? kv.at(block) : BlockSlots();
-}
-
 absl::Status FromKernel(kernels::KernelStatus status, int layer) {
   switch (status) {
     case kernels::KernelStatus::kOk:
@@ -45,8 +36,12 @@ absl::Status FromKernel(kernels::KernelStatus status, int layer) {
 }  // namespace
 
 absl::StatusOr<PrefillOutput> Transformer::Prefill(const PrefillChunk& chunk) {
-  RETURN_IF_ERROR(CheckChunk(chunk));
-  if (!options_.fp32_kv) RETURN_IF_ERROR(CheckSlots(chunk));
+  RETURN_IF_ERROR(CheckChunk(config_, chunk));
+  if (options_.fp32_kv && chunk.start != 0) {
+    return absl::UnimplementedError(
+        "with fp32 K and V a prompt is one chunk: nothing is kept between calls");
+  }
+  if (!options_.fp32_kv) RETURN_IF_ERROR(CheckSlots(config_, coded(), options_.history, chunk));
   Pass pass = PlanPass(chunk);
   rope_.Ensure(pass.end - 1);
   EmbedTokens(chunk.tokens, pass.x.data());
@@ -65,56 +60,6 @@ absl::StatusOr<PrefillOutput> Transformer::Prefill(const PrefillChunk& chunk) {
   if (chunk.on_logits) LogitsOfTiles(pass);
   if (chunk.want_all_argmax) ArgmaxOfAll(pass, &out);
   return out;
-}
-
-absl::Status Transformer::CheckChunk(const PrefillChunk& chunk) const {
-  if (chunk.tokens.empty()) return absl::InvalidArgumentError("prefill of no tokens");
-  if (chunk.start < 0)
-    return absl::InvalidArgumentError(absl::StrCat("prefill starts at position ", chunk.start));
-  if (chunk.tokens.size() > static_cast<size_t>(config_.max_position_embeddings) ||
-      chunk.start > config_.max_position_embeddings - static_cast<int>(chunk.tokens.size())) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("positions ", chunk.start, " to ", chunk.start + chunk.tokens.size() - 1,
-                     " are beyond the model's context of ", config_.max_position_embeddings));
-  }
-  for (size_t i = 0; i < chunk.tokens.size(); ++i) {
-    if (chunk.tokens[i] < 0 || chunk.tokens[i] >= config_.vocab_size) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("token ", chunk.tokens[i], " at position ", chunk.start + i,
-                       " is outside the vocabulary of ", config_.vocab_size));
-    }
-  }
-  if (options_.fp32_kv && chunk.start != 0) {
-    return absl::UnimplementedError(
-        "with fp32 K and V a prompt is one chunk: nothing is kept between calls");
-  }
-  return absl::OkStatus();
-}
-
-absl::Status Transformer::CheckSlots(const PrefillChunk& chunk) const {
-  RETURN_IF_ERROR(CheckPool(chunk.kv));
-  const int end = chunk.start + static_cast<int>(chunk.tokens.size());
-  const int history_end = coded() && options_.history == PrefillHistory::kCanonical
-                              ? FirstWindowBlock(end - 1)
-                              : kSinkBlocks;
-  for (int b = 0; b <= BlockOf(end - 1); ++b) {
-    const BlockSlots slots = SlotsOf(*chunk.kv, b);
-    const bool paged = coded() && b >= kSinkBlocks,
-               whole_before = (b + 1) * kBlockTokens <= chunk.start;
-    if (whole_before) {
-      if (slots.block < 0 && !paged)
-        return Missing(b, "bf16", "it precedes the chunk and is never encoded");
-      if (slots.block < 0 && slots.page < 0)
-        return Missing(b, "bf16 or page", "it precedes the chunk");
-      if (slots.page < 0 && b >= kSinkBlocks && b < history_end)
-        return Missing(b, "page", "it is attended as its codes");
-    } else {
-      if (slots.block < 0) return Missing(b, "bf16", "the chunk writes it");
-      if (slots.page < 0 && paged && (b + 1) * kBlockTokens <= end)
-        return Missing(b, "page", "the chunk completes it");
-    }
-  }
-  return absl::OkStatus();
 }
 
 Transformer::Pass Transformer::PlanPass(const PrefillChunk& chunk) const {

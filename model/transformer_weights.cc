@@ -54,45 +54,45 @@ void Multiply(const double* in, const double* m, int n, double* out) {
 class Loader {
  public:
   Loader(const TensorStore& store, const ModelConfig& config, const KvCodec& codec,
-         const WeightOptions& options)
-      : store_(store), config_(config), codec_(codec), options_(options) {}
+         const WeightOptions& options, WeightSink* sink)
+      : store_(store), config_(config), codec_(codec), options_(options), sink_(sink) {}
 
-  absl::StatusOr<TransformerWeights> Load() {
-    TransformerWeights w;
+  absl::Status Load() {
     const int h = config_.hidden_size;
     ASSIGN_OR_RETURN(std::vector<float> embedding,
                      Read("model.embed_tokens.weight", {config_.vocab_size, h}));
     ASSIGN_OR_RETURN(const TensorView view, store_.Find("model.embed_tokens.weight"));
-    w.embedding = Embedding(view, h);
+    RETURN_IF_ERROR(sink_->AddEmbedding(view, h));
     if (config_.tie_word_embeddings) {
       used_.insert("lm_head.weight");  // some folders hold the tied copy, too
     } else {
       ASSIGN_OR_RETURN(embedding, Read("lm_head.weight", {config_.vocab_size, h}));
     }
-    w.lm_head = Pack(embedding, config_.vocab_size, h, {});
+    RETURN_IF_ERROR(sink_->AddProduct(-1, Product::kLmHead, embedding, config_.vocab_size, h, {}));
     embedding = {};
-    ASSIGN_OR_RETURN(w.final_norm, Read("model.norm.weight", {h}));
+    RETURN_IF_ERROR(AddNorm(-1, Norm::kFinal, "model.norm.weight", h));
     for (int layer = 0; layer < config_.num_layers; ++layer) {
       if (options_.progress) options_.progress((layer + 1.0) / (config_.num_layers + 1));
-      w.layers.emplace_back();
-      RETURN_IF_ERROR(LoadLayer(layer, &w.layers.back()));
+      RETURN_IF_ERROR(LoadLayer(layer));
     }
     RETURN_IF_ERROR(CheckAllUsed());
     if (options_.progress) options_.progress(1.0);
-    return w;
+    return absl::OkStatus();
   }
 
  private:
+  using Norm = WeightSink::Norm;
+  using Product = WeightSink::Product;
+
   absl::StatusOr<std::vector<float>> Read(const std::string& name,
                                           const std::vector<int64_t>& shape) {
     used_.insert(name);
     return store_.ReadF32(name, shape);
   }
 
-  Linear Pack(const std::vector<float>& weight, int64_t n, int64_t k, std::vector<float> bias,
-              Operand operand = Operand::kRounded) const {
-    const int slices = options_.executor == nullptr ? 1 : options_.executor->num_threads();
-    return Linear(weight.data(), n, k, std::move(bias), options_.compute, operand, slices);
+  absl::Status AddNorm(int layer, Norm which, const std::string& name, int64_t n) {
+    ASSIGN_OR_RETURN(std::vector<float> weight, Read(name, {n}));
+    return sink_->AddNorm(layer, which, std::move(weight));
   }
 
   // Appends [rows, columns] of NAME.weight and, where it has one, NAME.bias.
@@ -107,32 +107,33 @@ class Loader {
     return absl::OkStatus();
   }
 
-  absl::Status LoadLayer(int layer, LayerWeights* w) {
+  absl::Status LoadLayer(int layer) {
     const ModelConfig& c = config_;
     const std::string prefix = absl::StrCat("model.layers.", layer, ".");
-    ASSIGN_OR_RETURN(w->input_norm, Read(prefix + "input_layernorm.weight", {c.hidden_size}));
-    ASSIGN_OR_RETURN(w->post_norm,
-                     Read(prefix + "post_attention_layernorm.weight", {c.hidden_size}));
+    RETURN_IF_ERROR(AddNorm(layer, Norm::kInput, prefix + "input_layernorm.weight", c.hidden_size));
+    RETURN_IF_ERROR(
+        AddNorm(layer, Norm::kPost, prefix + "post_attention_layernorm.weight", c.hidden_size));
     if (c.qk_norm) {
-      ASSIGN_OR_RETURN(w->q_norm, Read(prefix + "self_attn.q_norm.weight", {c.head_dim}));
-      ASSIGN_OR_RETURN(w->k_norm, Read(prefix + "self_attn.k_norm.weight", {c.head_dim}));
+      RETURN_IF_ERROR(AddNorm(layer, Norm::kQ, prefix + "self_attn.q_norm.weight", c.head_dim));
+      RETURN_IF_ERROR(AddNorm(layer, Norm::kK, prefix + "self_attn.k_norm.weight", c.head_dim));
     }
-    RETURN_IF_ERROR(LoadAttention(layer, prefix + "self_attn.", w));
+    RETURN_IF_ERROR(LoadAttention(layer, prefix + "self_attn."));
     std::vector<float> weight, bias;
     RETURN_IF_ERROR(Append(prefix + "mlp.gate_proj", c.intermediate_size, c.hidden_size, c.mlp_bias,
                            &weight, &bias));
     RETURN_IF_ERROR(Append(prefix + "mlp.up_proj", c.intermediate_size, c.hidden_size, c.mlp_bias,
                            &weight, &bias));
-    w->gate_up = Pack(weight, 2 * c.intermediate_size, c.hidden_size, std::move(bias));
+    RETURN_IF_ERROR(sink_->AddProduct(layer, Product::kGateUp, weight, 2 * c.intermediate_size,
+                                      c.hidden_size, std::move(bias)));
     weight.clear();
     bias.clear();
     RETURN_IF_ERROR(Append(prefix + "mlp.down_proj", c.hidden_size, c.intermediate_size, c.mlp_bias,
                            &weight, &bias));
-    w->down = Pack(weight, c.hidden_size, c.intermediate_size, std::move(bias));
-    return absl::OkStatus();
+    return sink_->AddProduct(layer, Product::kDown, weight, c.hidden_size, c.intermediate_size,
+                             std::move(bias));
   }
 
-  absl::Status LoadAttention(int layer, const std::string& prefix, LayerWeights* w) {
+  absl::Status LoadAttention(int layer, const std::string& prefix) {
     const ModelConfig& c = config_;
     const int d = c.head_dim, q_rows = c.num_heads * d, kv_rows = c.num_kv_heads * d;
     const int qkv_rows = q_rows + 2 * kv_rows;
@@ -164,10 +165,8 @@ class Loader {
       FoldIntoRows(by_kv_head, d, 1, kernels::Compute::kFp32, nullptr,
                    bias.data() + q_rows + kv_rows);
     }
-    // Rounding errors of Q and K go through the softmax's exponent. With x rounded to bf16 they
-    // alone cost a golden model of random weights 1.3 % of its argmaxes, as much as all other
-    // products together.
-    w->qkv = Pack(weight, qkv_rows, c.hidden_size, std::move(bias), Operand::kSplit);
+    RETURN_IF_ERROR(
+        sink_->AddProduct(layer, Product::kQkv, weight, qkv_rows, c.hidden_size, std::move(bias)));
     weight.clear();
     bias.clear();
     RETURN_IF_ERROR(
@@ -175,9 +174,7 @@ class Loader {
     if (means) AddOutputMean(layer, weight, &bias);
     FoldIntoColumns(by_query_head, d, c.hidden_size, options_.compute, options_.executor,
                     weight.data());
-    w->o = Pack(weight, c.hidden_size, q_rows, std::move(bias));
-    PackKeyRotation(layer, w);
-    return absl::OkStatus();
+    return sink_->AddProduct(layer, Product::kO, weight, c.hidden_size, q_rows, std::move(bias));
   }
 
   // The probabilities of attention sum to 1: what the values lack of their means comes back as W_O
@@ -194,6 +191,83 @@ class Loader {
       }
       (*bias)[r] = static_cast<float>(sum);
     }
+  }
+
+  absl::Status CheckAllUsed() const {
+    std::vector<std::string> unknown;
+    for (const std::string& name : store_.Names()) {
+      // Old exporters saved this table, which follows from config.json.
+      if (used_.contains(name) || absl::EndsWith(name, ".rotary_emb.inv_freq")) continue;
+      if (unknown.size() == 5) {
+        unknown.push_back("...");
+        break;
+      }
+      unknown.push_back(name);
+    }
+    if (unknown.empty()) return absl::OkStatus();
+    return absl::UnimplementedError(
+        absl::StrCat("the model has tensors that this ", config_.model_type,
+                     " implementation does not know: ", absl::StrJoin(unknown, ", ")));
+  }
+
+  const TensorStore& store_;
+  const ModelConfig& config_;
+  const KvCodec& codec_;
+  const WeightOptions& options_;
+  WeightSink* const sink_;
+  std::set<std::string> used_;
+};
+
+// Packs products for the CPU.
+class CpuSink final : public WeightSink {
+ public:
+  CpuSink(const ModelConfig& config, const KvCodec& codec, const WeightOptions& options)
+      : config_(config), codec_(codec), options_(options) {
+    weights_.layers.resize(config.num_layers);
+  }
+
+  TransformerWeights Take() {
+    for (int layer = 0; layer < config_.num_layers; ++layer)
+      PackKeyRotation(layer, &weights_.layers[layer]);
+    return std::move(weights_);
+  }
+
+  absl::Status AddEmbedding(const TensorView& view, int64_t hidden) override {
+    weights_.embedding = Embedding(view, hidden);
+    return absl::OkStatus();
+  }
+
+  absl::Status AddNorm(int layer, Norm which, std::vector<float> weight) override {
+    *NormOf(layer, which) = std::move(weight);
+    return absl::OkStatus();
+  }
+
+  absl::Status AddProduct(int layer, Product which, const std::vector<float>& weight, int64_t n,
+                          int64_t k, std::vector<float> bias) override {
+    // Rounding errors of Q and K go through the softmax's exponent. With x rounded to bf16 they
+    // alone cost a golden model of random weights 1.3 % of its argmaxes, as much as all other
+    // products together.
+    const Operand operand = which == Product::kQkv ? Operand::kSplit : Operand::kRounded;
+    const int slices = options_.executor == nullptr ? 1 : options_.executor->num_threads();
+    *ProductOf(layer, which) =
+        Linear(weight.data(), n, k, std::move(bias), options_.compute, operand, slices);
+    return absl::OkStatus();
+  }
+
+ private:
+  std::vector<float>* NormOf(int layer, Norm which) {
+    if (which == Norm::kFinal) return &weights_.final_norm;
+    LayerWeights& w = weights_.layers[layer];
+    if (which == Norm::kInput) return &w.input_norm;
+    if (which == Norm::kPost) return &w.post_norm;
+    return which == Norm::kQ ? &w.q_norm : &w.k_norm;
+  }
+  Linear* ProductOf(int layer, Product which) {
+    if (which == Product::kLmHead) return &weights_.lm_head;
+    LayerWeights& w = weights_.layers[layer];
+    if (which == Product::kQkv) return &w.qkv;
+    if (which == Product::kO) return &w.o;
+    return which == Product::kGateUp ? &w.gate_up : &w.down;
   }
 
   void PackKeyRotation(int layer, LayerWeights* w) const {
@@ -237,28 +311,10 @@ class Loader {
     }
   }
 
-  absl::Status CheckAllUsed() const {
-    std::vector<std::string> unknown;
-    for (const std::string& name : store_.Names()) {
-      // Old exporters saved this table, which follows from config.json.
-      if (used_.contains(name) || absl::EndsWith(name, ".rotary_emb.inv_freq")) continue;
-      if (unknown.size() == 5) {
-        unknown.push_back("...");
-        break;
-      }
-      unknown.push_back(name);
-    }
-    if (unknown.empty()) return absl::OkStatus();
-    return absl::UnimplementedError(
-        absl::StrCat("the model has tensors that this ", config_.model_type,
-                     " implementation does not know: ", absl::StrJoin(unknown, ", ")));
-  }
-
-  const TensorStore& store_;
   const ModelConfig& config_;
   const KvCodec& codec_;
   const WeightOptions& options_;
-  std::set<std::string> used_;
+  TransformerWeights weights_;
 };
 
 // Where the vectors to fold lie: element c of vector i at i * vector + c * element.
@@ -302,7 +358,14 @@ absl::StatusOr<TransformerWeights> LoadTransformerWeights(const TensorStore& sto
                                                           const ModelConfig& config,
                                                           const KvCodec& codec,
                                                           const WeightOptions& options) {
-  return Loader(store, config, codec, options).Load();
+  CpuSink sink(config, codec, options);
+  RETURN_IF_ERROR(ReadWeights(store, config, codec, options, &sink));
+  return sink.Take();
+}
+
+absl::Status ReadWeights(const TensorStore& store, const ModelConfig& config, const KvCodec& codec,
+                         const WeightOptions& options, WeightSink* sink) {
+  return Loader(store, config, codec, options, sink).Load();
 }
 
 void FoldIntoRows(const std::vector<const float*>& rotation, int head_dim, int64_t columns,

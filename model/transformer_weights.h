@@ -59,6 +59,26 @@ struct WeightOptions {
   std::function<void(double)> progress;
 };
 
+// Where weights go as they are read, folded and still in fp32, one after the other.
+class WeightSink {
+ public:
+  enum class Norm { kInput, kPost, kQ, kK, kFinal };
+  enum class Product { kQkv, kO, kGateUp, kDown, kLmHead };
+
+  virtual ~WeightSink() = default;
+  // `view`: [vocab, hidden], valid during the call.
+  virtual absl::Status AddEmbedding(const TensorView& view, int64_t hidden) = 0;
+  // `layer`: -1 for kFinal and kLmHead. Layers come in order, each with all of its parts.
+  virtual absl::Status AddNorm(int layer, Norm which, std::vector<float> weight) = 0;
+  // `weight`: [n, k]; `bias`: [n] or empty. With WeightOptions::compute bf16 a weight that was
+  // folded rounds to the bf16 nearest to the float64 result.
+  virtual absl::Status AddProduct(int layer, Product which, const std::vector<float>& weight,
+                                  int64_t n, int64_t k, std::vector<float> bias) = 0;
+};
+// The errors are those of LoadTransformerWeights, and the sink's.
+absl::Status ReadWeights(const TensorStore& store, const ModelConfig& config, const KvCodec& codec,
+                         const WeightOptions& options, WeightSink* sink);
+
 // kNotFound: a tensor of the architecture is missing; kInvalidArgument: wrong shape;
 // kUnimplemented: a tensor that the architecture, as read from config.json, does not have. Each
 // names the tensor. What exists in fp32 at a time is one layer at most, or the embedding.

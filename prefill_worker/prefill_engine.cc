@@ -342,6 +342,13 @@ absl::Status PrefillEngine::ComputeChunk(Sequence* seq) {
 // The bf16 rows that decoding from here on attends beside the pages.
 void PrefillEngine::PutHandover(Sequence* seq) {
   const int full = seq->num_tokens() / kBlockTokens;
+  for (int b = io_->coded() ? WindowBegin(full) : full; b <= full; ++b) {
+    const absl::Status status = runner_->ToHost(seq->kv, b);
+    if (status.ok()) continue;
+    LogWarn("the window cannot be handed over",
+            {{"request", seq->job.request_id}, {"error", status.ToString()}});
+    return;
+  }
   std::vector<StoredBlock> blocks;
   if (io_->coded()) {
     for (int b = WindowBegin(full); b < full; ++b)

@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "model/model_runner.h"
 
 namespace oscarkv::worker {
 
@@ -34,9 +35,13 @@ void AddWorkerOptions(OptionTable* table, WorkerOptions* o) {
   table->AddString(
       "value-rotation", &o->value_rotation, "FILE",
       "Rotation of the values (.pt or .safetensors); empty: v_rotation_* in the model's folder");
-  table->AddChoice("compute", &o->compute, {"auto", "fp32", "bf16"},
-                   "Operands of matrix products; auto: bf16 where the CPU multiplies it natively");
-  table->AddInt("threads", &o->threads, 0, 1024, "Threads for computing; 0: half of the cores");
+  table->AddString("device", &o->device, "DEVICE",
+                   "What computes: cpu, or cuda:N for GPU N, which also holds the KV pools");
+  table->AddChoice(
+      "compute", &o->compute, {"auto", "fp32", "bf16"},
+      "Operands of matrix products; auto: bf16 where the device multiplies it natively");
+  table->AddInt("threads", &o->threads, 0, 1024,
+                "Threads for computing, with a GPU for loading; 0: half of the cores");
   table->AddChoice("data-path", &o->data_path, {"ucx", "grpc"},
                    "How blocks travel between this worker and the store");
   table->AddString("ucx-lanes", &o->ucx_lanes, "LIST",
@@ -63,6 +68,8 @@ absl::Status CheckWorkerOptions(const WorkerOptions& o) {
   if (o.model.empty())
     return absl::InvalidArgumentError("--model is empty: expected a model folder");
   RETURN_IF_ERROR(auth::CheckSecurityOptions(o.security));
+  if (const auto device = ParseDevice(o.device); !device.ok())
+    return absl::InvalidArgumentError(absl::StrCat("--", device.status().message()));
   if (o.key_rotation.empty() != o.value_rotation.empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat("--", o.key_rotation.empty() ? "key" : "value",

@@ -24,6 +24,7 @@ struct WorkerOptions {
   std::string shaped_file;  // profile shaped; empty: in the model's folder
   std::string key_rotation;
   std::string value_rotation;
+  std::string device = "cpu";
   std::string compute = "auto";
   int threads = 0;
   std::string data_path = "ucx";

@@ -33,8 +33,9 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> BuildRunner(const WorkerOptions& op
                                                          std::shared_ptr<const KvCodec> codec,
                                                          std::function<void(double)> progress) {
   TransformerOptions transformer;
-  const bool bf16 =
-      options.compute == "bf16" || (options.compute == "auto" && kernels::HasNativeBf16());
+  transformer.device = options.device;
+  const bool native = options.device != "cpu" || kernels::HasNativeBf16();
+  const bool bf16 = options.compute == "bf16" || (options.compute == "auto" && native);
   transformer.compute = bf16 ? kernels::Compute::kBf16 : kernels::Compute::kFp32;
   transformer.history = options.deterministic || options.prefill_history == "canonical"
                             ? PrefillHistory::kCanonical
@@ -113,6 +114,7 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> BuildRuntime(
   const bool coded = codec->profile() != Profile::kBf16;
   ASSIGN_OR_RETURN(runtime->arena, BuildArena(options, config.kv_shape(), coded,
                                               defaults(config, coded), runtime->transport.get()));
+  ASSIGN_OR_RETURN(runtime->device_pool, runtime->runner->PreparePool(runtime->arena->pool()));
   const BlockIdentity identity{codec->profile(),
                                runtime->runner->prefill_history() == PrefillHistory::kCanonical,
                                config.kv_shape(), codec->fingerprint(), runtime->model_fingerprint};

@@ -35,6 +35,7 @@ struct WorkerRuntime {
   std::unique_ptr<Transport> transport;  // null: data path grpc
   std::unique_ptr<KvClient> client;
   std::unique_ptr<KvArena> arena;
+  std::shared_ptr<void> device_pool;  // what ModelRunner::PreparePool gave
   std::unique_ptr<BlockIo> io;
   std::unique_ptr<WorkerMetrics> metrics;
   // Apart, so that puts to a slow store do not hold up the fetches of others.

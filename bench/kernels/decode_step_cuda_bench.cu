@@ -69,7 +69,7 @@ void Measure(int batch) {
          [&](Stream s) { Require(cuda::PrepareAttentionInputs(args, s)); });
   Report("residual + RMSNorm, 4096", batch, [&](Stream s) {
     Require(cuda::AddRmsNorm(x.get(), {delta.get()}, norm.get(), 1e-6f, batch, kHidden,
-                             {y.get(), cuda::ElementType::kBf16}, s));
+                             {y.get(), cuda::ElementType::kBf16}, nullptr, s));
   });
   Report("SiLU gate, 12288", batch, [&](Stream s) {
     Require(

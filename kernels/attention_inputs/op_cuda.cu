@@ -32,6 +32,16 @@ __device__ Row RowAt(const AttentionInputArgs& args, int index) {
   return row;
 }
 
+// Channel `channel` of a token's row of qkv.
+template <class In>
+__device__ float LoadInput(const AttentionInputArgs& args, int token, int channel) {
+  const int64_t at = token * args.row_stride + channel;
+  float v = LoadElement(static_cast<const In*>(args.qkv.data) + at);
+  if (args.qkv_rest != nullptr) v += LoadElement(static_cast<const In*>(args.qkv_rest) + at);
+  if (args.bias != nullptr) v += args.bias[channel];
+  return v;
+}
+
 // The warp's copy of a row after norm and RoPE: channel lane + 32 i in v[i]. `scratch`: kD floats
 // of the warp's own.
 template <int kD, class In>
@@ -41,11 +51,10 @@ __device__ void LoadRow(const AttentionInputArgs& args, const Row& row, float* s
   const bool key = row.member == args.group;
   const int head =
       key ? args.num_kv_heads * args.group + kv_head : kv_head * args.group + row.member;
-  const In* x = static_cast<const In*>(args.qkv.data) + row.token * args.row_stride + head * kD;
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < kD / 32; ++i) {
-    v[i] = LoadElement(x + lane + 32 * i);
+    v[i] = LoadInput<In>(args, row.token, head * kD + lane + 32 * i);
     sum += v[i] * v[i];
   }
   const float* weight = key ? args.k_norm : args.q_norm;
@@ -85,9 +94,8 @@ __device__ void StoreValueRow(const AttentionInputArgs& args, const Row& row) {
   Bf16* to = KeyRow<kD>(args, row);
   if (to == nullptr) return;
   const int head = args.num_kv_heads * (args.group + 1) + blockIdx.y;
-  const In* x = static_cast<const In*>(args.qkv.data) + row.token * args.row_stride + head * kD;
   for (int c = threadIdx.x % 32; c < kD; c += 32)
-    StoreElement(to + args.value_offset + c, LoadElement(x + c));
+    StoreElement(to + args.value_offset + c, LoadInput<In>(args, row.token, head * kD + c));
 }
 
 template <int kD>

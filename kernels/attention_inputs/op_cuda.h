@@ -27,6 +27,10 @@ struct AttentionInputArgs {
   // apart.
   Elements qkv;
   int64_t row_stride = 0;
+  // Added to qkv, or null: a second product of the same layout and type, and a bias [all heads *
+  // head_dim].
+  const void* qkv_rest = nullptr;
+  const float* bias = nullptr;
 
   const float* q_norm = nullptr;  // [head_dim], weights of RMSNorm; both or neither null: no norm
   const float* k_norm = nullptr;

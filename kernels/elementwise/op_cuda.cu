@@ -6,6 +6,7 @@
 
 #include "kernels/cuda_device.h"
 #include "kernels/elementwise/cuda_elements.cuh"
+#include "kernels/layout.h"
 
 namespace oscarkv::kernels::cuda {
 namespace {
@@ -40,8 +41,8 @@ __device__ float BlockSum(float v) {
 template <class Delta, class Out>
 __global__ void __launch_bounds__(kRowThreads)
     AddRmsNormKernel(float* __restrict__ x, const Delta* __restrict__ delta,
-                     const float* __restrict__ weight, float eps, int64_t dim,
-                     Out* __restrict__ y) {
+                     const float* __restrict__ weight, float eps, int64_t dim, Out* __restrict__ y,
+                     Bf16* __restrict__ rest) {
   x += blockIdx.x * dim;
   float cache[kRowCache] = {};
 #pragma unroll
@@ -66,13 +67,59 @@ __global__ void __launch_bounds__(kRowThreads)
   if (y == nullptr) return;
   const float factor = 1 / sqrtf(BlockSum(sum) / static_cast<float>(dim) + eps);
   y += blockIdx.x * dim;
+  const auto store = [&](int64_t c, float v) {
+    StoreElement(y + c, v);
+    if constexpr (sizeof(Out) == sizeof(Bf16)) {
+      if (rest != nullptr)
+        StoreElement(rest + blockIdx.x * dim + c, v - __uint_as_float(PackBf16(v, 0) << 16));
+    }
+  };
 #pragma unroll
   for (int i = 0; i < kRowCache; ++i) {
     const int64_t c = threadIdx.x + int64_t{i} * kRowThreads;
-    if (c < dim) StoreElement(y + c, cache[i] * factor * weight[c]);
+    if (c < dim) store(c, cache[i] * factor * weight[c]);
   }
   for (int64_t c = threadIdx.x + int64_t{kRowCache} * kRowThreads; c < dim; c += kRowThreads)
-    StoreElement(y + c, x[c] * factor * weight[c]);
+    store(c, x[c] * factor * weight[c]);
+}
+
+__global__ void RoundKernel(const float* x, int64_t n, Bf16* y) {
+  for (int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x; i < n;
+       i += int64_t{gridDim.x} * kThreads)
+    StoreElement(y + i, x[i]);
+}
+
+// SplitMix64: a counter's hash.
+__device__ uint64_t Hash(uint64_t x) {
+  x += 0x9e3779b97f4a7c15;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+  return x ^ (x >> 31);
+}
+// In [0, 1).
+__device__ float Unit(uint64_t x) {
+  return static_cast<float>(Hash(x) >> 40) * 0x1p-24f;
+}
+
+template <class Out>
+__global__ void FillUniformKernel(Out* y, int64_t n, float range, uint64_t seed) {
+  for (int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x; i < n;
+       i += int64_t{gridDim.x} * kThreads)
+    StoreElement(y + i, range * (2 * Unit(seed + i) - 1));
+}
+
+__global__ void FillPagesKernel(uint8_t* bytes, int head_dim, uint64_t seed) {
+  const int64_t words = PageHeadBytes(head_dim) / 4, codes = MetaOffset(head_dim) / 4;
+  auto* page = reinterpret_cast<uint32_t*>(bytes) + blockIdx.x * words;
+  const uint64_t first = seed + blockIdx.x * words;
+  constexpr int kPlane = kPageTokens / 2;  // words
+  for (int64_t i = threadIdx.x; i < words; i += kThreads) {
+    const bool offsets = i >= codes && (i - codes) / kPlane % 2 == 1;
+    const uint64_t at = first + (offsets ? i - kPlane : i);  // offsets take their scales' factors
+    const float sign = offsets ? -1.5f : 1;
+    page[i] = i < codes ? static_cast<uint32_t>(Hash(at))
+                        : PackFp16(sign * (0.5f + Unit(at)), sign * (0.5f + Unit(~at)));
+  }
 }
 
 template <class In, class Out>
@@ -130,12 +177,12 @@ __global__ void __launch_bounds__(kRowThreads)
 }  // namespace
 
 KernelStatus AddRmsNorm(float* x, Elements delta, const float* weight, float eps, int64_t n,
-                        int64_t dim, MutableElements y, Stream stream) {
+                        int64_t dim, MutableElements y, Bf16* rest, Stream stream) {
   if (n <= 0) return KernelStatus::kOk;
   WithType(delta.data, delta.type, [&](auto* d) {
     WithType(y.data, y.type, [&](auto* out) {
-      AddRmsNormKernel<<<static_cast<unsigned>(n), kRowThreads, 0, ToCuda(stream)>>>(x, d, weight,
-                                                                                     eps, dim, out);
+      AddRmsNormKernel<<<static_cast<unsigned>(n), kRowThreads, 0, ToCuda(stream)>>>(
+          x, d, weight, eps, dim, out, rest);
     });
   });
   return Check(cudaGetLastError(), "AddRmsNormKernel");
@@ -150,6 +197,27 @@ KernelStatus SiluGate(Elements gate_up, int64_t n, int64_t width, MutableElement
     });
   });
   return Check(cudaGetLastError(), "SiluGateKernel");
+}
+
+KernelStatus Round(const float* x, int64_t n, Bf16* y, Stream stream) {
+  if (n <= 0) return KernelStatus::kOk;
+  RoundKernel<<<BlocksFor(n), kThreads, 0, ToCuda(stream)>>>(x, n, y);
+  return Check(cudaGetLastError(), "RoundKernel");
+}
+
+KernelStatus FillUniform(MutableElements y, int64_t n, float range, uint64_t seed, Stream stream) {
+  if (n <= 0) return KernelStatus::kOk;
+  WithType(y.data, y.type, [&](auto* out) {
+    FillUniformKernel<<<BlocksFor(n), kThreads, 0, ToCuda(stream)>>>(out, n, range, seed);
+  });
+  return Check(cudaGetLastError(), "FillUniformKernel");
+}
+
+KernelStatus FillPages(uint8_t* bytes, int64_t n, int head_dim, uint64_t seed, Stream stream) {
+  if (!IsSupportedHeadDim(head_dim) || n > INT32_MAX) return KernelStatus::kUnsupported;
+  if (n <= 0) return KernelStatus::kOk;
+  FillPagesKernel<<<static_cast<unsigned>(n), kThreads, 0, ToCuda(stream)>>>(bytes, head_dim, seed);
+  return Check(cudaGetLastError(), "FillPagesKernel");
 }
 
 KernelStatus Embed(Elements table, int64_t rows, int64_t dim, const int32_t* tokens, int64_t n,

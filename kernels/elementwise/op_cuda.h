@@ -20,9 +20,19 @@ struct MutableElements {
 };
 
 // x += delta (if it has data), then y = RMSNorm(x) as in op.h. x, delta, y: [n, dim] dense; x fp32.
-// y may be null: only the addition.
+// y may be null: only the addition. `rest` (or null; with y of bf16): what y lost by rounding, as
+// bf16: y + rest has 16 bits of mantissa.
 KernelStatus AddRmsNorm(float* x, Elements delta, const float* weight, float eps, int64_t n,
-                        int64_t dim, MutableElements y, Stream stream);
+                        int64_t dim, MutableElements y, Bf16* rest, Stream stream);
+
+// y[i] = bf16(x[i]), i < n.
+KernelStatus Round(const float* x, int64_t n, Bf16* y, Stream stream);
+
+// Pseudo-random numbers, the same for the same seed: uniform in [-range, range).
+KernelStatus FillUniform(MutableElements y, int64_t n, float range, uint64_t seed, Stream stream);
+// Page-heads of random codes; of both sides scale 1 and offset -1.5 times a random factor in [0.5,
+// 1.5). bytes: n page-heads of head_dim. For benchmarks.
+KernelStatus FillPages(uint8_t* bytes, int64_t n, int head_dim, uint64_t seed, Stream stream);
 
 // y[i, c] = silu(gate_up[i, c]) * gate_up[i, width + c]; gate_up [n, 2 width], y [n, width].
 KernelStatus SiluGate(Elements gate_up, int64_t n, int64_t width, MutableElements y, Stream stream);

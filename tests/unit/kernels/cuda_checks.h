@@ -13,5 +13,6 @@ struct CudaCheck {
 };
 const std::vector<CudaCheck>& Q2EncodeCudaChecks();
 const std::vector<CudaCheck>& DecodeStepCudaChecks();  // attention_inputs and elementwise
+const std::vector<CudaCheck>& PrefillCudaChecks();     // prefill_attention and gemm
 
 }  // namespace oscarkv::kernels

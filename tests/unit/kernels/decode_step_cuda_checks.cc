@@ -226,7 +226,7 @@ std::string AddRmsNorm() {
           DeviceBuffer<float> x_at(x), weight_at(weight);
           const Output y(n * dim, out);
           if (cuda::AddRmsNorm(x_at.get(), add ? delta.elements() : Elements{nullptr, in},
-                               weight_at.get(), kEps, n, dim, y.elements(),
+                               weight_at.get(), kEps, n, dim, y.elements(), nullptr,
                                {}) != KernelStatus::kOk)
             return cuda::LastError();
           if (add) ref::AddInPlace(x.data(), delta.values.data(), n * dim);
@@ -241,7 +241,7 @@ std::string AddRmsNorm() {
   }
   // Without y only the sum.
   DeviceBuffer<float> x(std::vector<float>{1, 2}), delta(std::vector<float>{3, 4});
-  if (cuda::AddRmsNorm(x.get(), {delta.get(), ElementType::kFloat32}, nullptr, kEps, 1, 2, {},
+  if (cuda::AddRmsNorm(x.get(), {delta.get(), ElementType::kFloat32}, nullptr, kEps, 1, 2, {}, nullptr,
                        {}) != KernelStatus::kOk)
     return cuda::LastError();
   return x.Download() == std::vector<float>{4, 6} ? "" : "the sum alone";

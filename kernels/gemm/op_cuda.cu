@@ -1,0 +1,206 @@
+#include "kernels/gemm/op_cuda.h"
+
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+#include <dlfcn.h>
+
+#include <cstdio>
+#include <map>
+#include <tuple>
+
+#include "kernels/cuda_device.h"
+
+namespace oscarkv::kernels::cuda {
+namespace {
+
+constexpr size_t kWorkspaceBytes = size_t{64} << 20;
+
+// The functions of cuBLASLt that are used here.
+struct Lt {
+  decltype(&cublasLtCreate) create;
+  decltype(&cublasLtDestroy) destroy;
+  decltype(&cublasLtMatmulDescCreate) desc_create;
+  decltype(&cublasLtMatmulDescDestroy) desc_destroy;
+  decltype(&cublasLtMatmulDescSetAttribute) desc_set;
+  decltype(&cublasLtMatrixLayoutCreate) layout_create;
+  decltype(&cublasLtMatrixLayoutDestroy) layout_destroy;
+  decltype(&cublasLtMatmulPreferenceCreate) preference_create;
+  decltype(&cublasLtMatmulPreferenceDestroy) preference_destroy;
+  decltype(&cublasLtMatmulPreferenceSetAttribute) preference_set;
+  decltype(&cublasLtMatmulAlgoGetHeuristic) heuristic;
+  decltype(&cublasLtMatmul) matmul;
+};
+
+KernelStatus Fail(const char* what, const char* why) {
+  SetLastError(what, why);
+  return KernelStatus::kDevice;
+}
+
+KernelStatus CheckLt(cublasStatus_t status, const char* what) {
+  if (status == CUBLAS_STATUS_SUCCESS) return KernelStatus::kOk;
+  char text[32];
+  std::snprintf(text, sizeof text, "status %d", static_cast<int>(status));
+  return Fail(what, text);
+}
+
+KernelStatus OpenLt(Lt* lt) {
+  static char name[32];
+  std::snprintf(name, sizeof name, "libcublasLt.so.%d", CUBLAS_VER_MAJOR);
+  void* library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) {
+    // Where the toolkit installs it, if the loader's path does not name that folder.
+    char path[128];
+    std::snprintf(path, sizeof path, "/usr/local/cuda/lib64/%s", name);
+    library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  }
+  if (library == nullptr) return Fail("cuBLASLt", dlerror());
+  const char* missing = nullptr;
+  const auto find = [&](auto* function, const char* symbol) {
+    *function = reinterpret_cast<std::remove_pointer_t<decltype(function)>>(dlsym(library, symbol));
+    if (*function == nullptr) missing = symbol;
+  };
+  find(&lt->create, "cublasLtCreate");
+  find(&lt->destroy, "cublasLtDestroy");
+  find(&lt->desc_create, "cublasLtMatmulDescCreate");
+  find(&lt->desc_destroy, "cublasLtMatmulDescDestroy");
+  find(&lt->desc_set, "cublasLtMatmulDescSetAttribute");
+  find(&lt->layout_create, "cublasLtMatrixLayoutCreate");
+  find(&lt->layout_destroy, "cublasLtMatrixLayoutDestroy");
+  find(&lt->preference_create, "cublasLtMatmulPreferenceCreate");
+  find(&lt->preference_destroy, "cublasLtMatmulPreferenceDestroy");
+  find(&lt->preference_set, "cublasLtMatmulPreferenceSetAttribute");
+  find(&lt->heuristic, "cublasLtMatmulAlgoGetHeuristic");
+  find(&lt->matmul, "cublasLtMatmul");
+  return missing == nullptr ? KernelStatus::kOk : Fail(name, missing);
+}
+
+}  // namespace
+
+class MatmulContext {
+ public:
+  ~MatmulContext() {
+    for (auto& [key, plan] : plans_) Destroy(&plan);
+    if (handle_ != nullptr) lt_.destroy(handle_);
+    cudaFree(workspace_);
+  }
+
+  KernelStatus Open() {
+    KernelStatus status = OpenLt(&lt_);
+    if (status == KernelStatus::kOk) status = CheckLt(lt_.create(&handle_), "cublasLtCreate");
+    if (status == KernelStatus::kOk)
+      status =
+          Check(cudaMalloc(&workspace_, kWorkspaceBytes), "cudaMalloc of cuBLASLt's workspace");
+    return status;
+  }
+
+  KernelStatus Run(const MatmulArgs& args, cudaStream_t stream) {
+    const Key key{args.m, args.n, args.k, args.bias != nullptr, args.y.type};
+    auto it = plans_.find(key);
+    if (it == plans_.end()) {
+      Plan plan;
+      const KernelStatus status = Make(args, &plan);
+      if (status != KernelStatus::kOk) {
+        Destroy(&plan);
+        return status;
+      }
+      it = plans_.emplace(key, plan).first;
+    }
+    const Plan& plan = it->second;
+    if (args.bias != nullptr) {
+      const KernelStatus status =
+          CheckLt(lt_.desc_set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &args.bias,
+                               sizeof args.bias),
+                  "cublasLt bias");
+      if (status != KernelStatus::kOk) return status;
+    }
+    const float one = 1, zero = 0;
+    return CheckLt(lt_.matmul(handle_, plan.operation, &one, args.w, plan.w, args.x, plan.x, &zero,
+                              args.y.data, plan.y, args.y.data, plan.y, &plan.algorithm, workspace_,
+                              kWorkspaceBytes, stream),
+                   "cublasLtMatmul");
+  }
+
+ private:
+  using Key = std::tuple<int64_t, int64_t, int64_t, bool, ElementType>;
+  struct Plan {
+    cublasLtMatmulDesc_t operation = nullptr;
+    cublasLtMatrixLayout_t w = nullptr, x = nullptr, y = nullptr;
+    cublasLtMatmulAlgo_t algorithm{};
+  };
+
+  // In the library's column-major terms: y^T [n, m] = (W^T)^T x^T.
+  KernelStatus Make(const MatmulArgs& args, Plan* plan) {
+    const cudaDataType_t out = args.y.type == ElementType::kFloat32 ? CUDA_R_32F : CUDA_R_16BF;
+    const cublasOperation_t transpose = CUBLAS_OP_T;
+    KernelStatus status = KernelStatus::kOk;
+    const auto step = [&status](cublasStatus_t s, const char* what) {
+      if (status == KernelStatus::kOk) status = CheckLt(s, what);
+    };
+    step(lt_.desc_create(&plan->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLt operation");
+    step(lt_.layout_create(&plan->w, CUDA_R_16BF, args.k, args.n, args.k), "cublasLt layout");
+    step(lt_.layout_create(&plan->x, CUDA_R_16BF, args.k, args.m, args.k), "cublasLt layout");
+    step(lt_.layout_create(&plan->y, out, args.n, args.m, args.n), "cublasLt layout");
+    if (status != KernelStatus::kOk) return status;
+    step(lt_.desc_set(plan->operation, CUBLASLT_MATMUL_DESC_TRANSA, &transpose, sizeof transpose),
+         "cublasLt transpose");
+    if (args.bias != nullptr) {
+      const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+      step(lt_.desc_set(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue),
+           "cublasLt epilogue");
+      step(lt_.desc_set(plan->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &args.bias,
+                        sizeof args.bias),
+           "cublasLt bias");
+    }
+    cublasLtMatmulPreference_t preference = nullptr;
+    step(lt_.preference_create(&preference), "cublasLt preference");
+    step(lt_.preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspaceBytes,
+                            sizeof kWorkspaceBytes),
+         "cublasLt preference");
+    int found = 0;
+    cublasLtMatmulHeuristicResult_t result{};
+    if (status == KernelStatus::kOk) {
+      step(lt_.heuristic(handle_, plan->operation, plan->w, plan->x, plan->y, plan->y, preference,
+                         1, &result, &found),
+           "cublasLtMatmulAlgoGetHeuristic");
+    }
+    if (preference != nullptr) lt_.preference_destroy(preference);
+    if (status == KernelStatus::kOk && found == 0) status = KernelStatus::kUnsupported;
+    plan->algorithm = result.algo;
+    return status;
+  }
+
+  void Destroy(Plan* plan) {
+    for (cublasLtMatrixLayout_t layout : {plan->w, plan->x, plan->y}) {
+      if (layout != nullptr) lt_.layout_destroy(layout);
+    }
+    if (plan->operation != nullptr) lt_.desc_destroy(plan->operation);
+  }
+
+  Lt lt_{};
+  cublasLtHandle_t handle_ = nullptr;
+  void* workspace_ = nullptr;
+  std::map<Key, Plan> plans_;
+};
+
+KernelStatus CreateMatmul(MatmulContext** context) {
+  *context = new MatmulContext;
+  const KernelStatus status = (*context)->Open();
+  if (status != KernelStatus::kOk) {
+    delete *context;
+    *context = nullptr;
+  }
+  return status;
+}
+
+void DestroyMatmul(MatmulContext* context) {
+  delete context;
+}
+
+KernelStatus Matmul(MatmulContext* context, const MatmulArgs& args, Stream stream) {
+  if (args.m <= 0 || args.n <= 0) return KernelStatus::kOk;
+  if (args.k % 8 != 0 || (args.bias != nullptr && args.y.type != ElementType::kFloat32))
+    return KernelStatus::kUnsupported;
+  return context->Run(args, static_cast<cudaStream_t>(stream.handle));
+}
+
+}  // namespace oscarkv::kernels::cuda
