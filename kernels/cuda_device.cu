@@ -20,15 +20,13 @@ void SetLastError(const char* what, const char* why) {
 KernelStatus Check(int cuda_error, const char* what) {
   if (cuda_error == cudaSuccess) return KernelStatus::kOk;
   SetLastError(what, cudaGetErrorString(static_cast<cudaError_t>(cuda_error)));
+  cudaGetLastError();  // clears it: the next launch's check must not report it again
   return KernelStatus::kDevice;
 }
 
 int DeviceCount() {
   int n = 0, usable = 0;
-  if (Check(cudaGetDeviceCount(&n), "cudaGetDeviceCount") != KernelStatus::kOk) {
-    cudaGetLastError();  // clears it: later calls must not report it again
-    return 0;
-  }
+  if (Check(cudaGetDeviceCount(&n), "cudaGetDeviceCount") != KernelStatus::kOk) return 0;
   for (int i = 0; i < n; ++i) {
     int major = 0;
     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, i);

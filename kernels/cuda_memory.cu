@@ -46,9 +46,7 @@ KernelStatus DescribeDevice(DeviceInfo* info) {
 }
 
 KernelStatus Allocate(size_t bytes, void** memory) {
-  const cudaError_t error = cudaMalloc(memory, bytes);
-  if (error != cudaSuccess) cudaGetLastError();  // later checks must not report it again
-  return Check(error, "cudaMalloc");
+  return Check(cudaMalloc(memory, bytes), "cudaMalloc");
 }
 
 void Free(void* memory) {
@@ -64,9 +62,7 @@ void FreePinned(void* memory) {
 }
 
 KernelStatus Pin(void* memory, size_t bytes) {
-  const cudaError_t error = cudaHostRegister(memory, bytes, cudaHostRegisterPortable);
-  if (error != cudaSuccess) cudaGetLastError();
-  return Check(error, "cudaHostRegister");
+  return Check(cudaHostRegister(memory, bytes, cudaHostRegisterPortable), "cudaHostRegister");
 }
 
 void Unpin(void* memory) {

@@ -37,6 +37,9 @@ struct GoldenBounds {
   static constexpr double kMaxDifference = 1e-3;
   static constexpr double kMinGap = 1e-3;
   static constexpr double kBf16Agreement = 0.98;
+  // On a GPU K and V are those of the pool, in bf16. That alone costs models of random weights 1 to
+  // 2 %: the CPU over such a pool reaches 97.7 and 97.0 % on the files of tests/golden/families.
+  static constexpr double kBf16CacheAgreement = 0.96;
 };
 
 struct GoldenPrompt {
