@@ -119,6 +119,20 @@ __device__ __forceinline__ void CopyAsyncWait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
 }
 
+// Programmatic launches: what comes behind in the stream may start although this kernel still runs
+// (its blocks then wait by WaitForPriorKernels); what came before has ended and its writes are
+// seen. Without effect before sm_90.
+__device__ __forceinline__ void LetNextKernelStart() {
+#if OSCARKV_SM90
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void WaitForPriorKernels() {
+#if OSCARKV_SM90
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 #if OSCARKV_SM90
 __device__ __forceinline__ void BarrierInit(uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0],%1;" ::"r"(barrier), "r"(arrivals) : "memory");

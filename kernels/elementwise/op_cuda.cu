@@ -43,6 +43,7 @@ __global__ void __launch_bounds__(kRowThreads)
     AddRmsNormKernel(float* __restrict__ x, const Delta* __restrict__ delta,
                      const float* __restrict__ weight, float eps, int64_t dim, Out* __restrict__ y,
                      Bf16* __restrict__ rest) {
+  LetNextKernelStart();  // a matrix product, which loads weights meanwhile
   x += blockIdx.x * dim;
   float cache[kRowCache] = {};
 #pragma unroll
@@ -84,6 +85,7 @@ __global__ void __launch_bounds__(kRowThreads)
 }
 
 __global__ void RoundKernel(const float* x, int64_t n, Bf16* y) {
+  LetNextKernelStart();
   for (int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x; i < n;
        i += int64_t{gridDim.x} * kThreads)
     StoreElement(y + i, x[i]);
@@ -124,6 +126,7 @@ __global__ void FillPagesKernel(uint8_t* bytes, int head_dim, uint64_t seed) {
 
 template <class In, class Out>
 __global__ void SiluGateKernel(const In* gate_up, int64_t n, int64_t width, Out* y) {
+  LetNextKernelStart();
   for (int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x; i < n * width;
        i += int64_t{gridDim.x} * kThreads) {
     const In* at = gate_up + i / width * 2 * width + i % width;

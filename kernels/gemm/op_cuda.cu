@@ -9,6 +9,8 @@
 #include <tuple>
 
 #include "kernels/cuda_device.h"
+#include "kernels/cuda_primitives.cuh"
+#include "kernels/elementwise/cuda_elements.cuh"
 
 namespace oscarkv::kernels::cuda {
 namespace {
@@ -74,6 +76,109 @@ KernelStatus OpenLt(Lt* lt) {
   return missing == nullptr ? KernelStatus::kOk : Fail(name, missing);
 }
 
+// Products with few rows of x read the weights once and do little else: a kernel of our own comes
+// nearer to the memory's rate. A thread block computes kChannels channels of y for all kRows rows
+// of x; its threads share k. Launched so that it may start while the kernel before it still runs:
+// the first weights are then under way when x is ready.
+constexpr int kMaxFewRows = 4;
+constexpr int kFewThreads = 128;
+constexpr int kFewUnroll = 4;    // rounds of loads under way
+constexpr int kFewElements = 8;  // of a load
+
+template <int kRows, int kChannels, class Out>
+__global__ void __launch_bounds__(kFewThreads)
+    FewRowsKernel(const Bf16* x, const Bf16* __restrict__ w,
+                  const float* __restrict__ bias, Out* __restrict__ y, int64_t n, int64_t k) {
+  constexpr int64_t kRound = kFewThreads * kFewElements;
+  const int64_t first = int64_t{blockIdx.x} * kChannels;
+  const Bf16* channel[kChannels];
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) channel[c] = w + min(first + c, n - 1) * k;
+  float sum[kRows][kChannels] = {};
+  for (int64_t begin = threadIdx.x * kFewElements; begin < k; begin += kFewUnroll * kRound) {
+    uint4 weights[kFewUnroll][kChannels];
+#pragma unroll
+    for (int u = 0; u < kFewUnroll; ++u) {
+      const int64_t at = begin + u * kRound;
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) {
+        weights[u][c] = at < k ? __ldcs(reinterpret_cast<const uint4*>(channel[c] + at))
+                               : make_uint4(0, 0, 0, 0);
+      }
+    }
+    if (begin < kRound) WaitForPriorKernels();
+#pragma unroll
+    for (int u = 0; u < kFewUnroll; ++u) {
+      const int64_t at = begin + u * kRound;
+      if (at >= k) continue;
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const uint4 values = *reinterpret_cast<const uint4*>(x + r * k + at);
+        const uint32_t v[4] = {values.x, values.y, values.z, values.w};
+#pragma unroll
+        for (int c = 0; c < kChannels; ++c) {
+          const uint32_t by[4] = {weights[u][c].x, weights[u][c].y, weights[u][c].z,
+                                  weights[u][c].w};
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const float2 a = UnpackBf16(v[i]), b = UnpackBf16(by[i]);
+            sum[r][c] = fmaf(a.x, b.x, fmaf(a.y, b.y, sum[r][c]));
+          }
+        }
+      }
+    }
+  }
+  WaitForPriorKernels();  // also of threads without a share: y may still be read
+  __shared__ float parts[kFewThreads / 32][kRows][kChannels];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) {
+      float s = sum[r][c];
+      for (int lane_mask = 16; lane_mask > 0; lane_mask /= 2)
+        s += __shfl_xor_sync(kAllLanes, s, lane_mask);
+      if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32][r][c] = s;
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x >= kRows * kChannels) return;
+  const int r = threadIdx.x / kChannels, c = threadIdx.x % kChannels;
+  if (first + c >= n) return;
+  float s = bias == nullptr ? 0 : bias[first + c];
+  for (int part = 0; part < kFewThreads / 32; ++part) s += parts[part][r][c];
+  StoreElement(y + r * n + first + c, s);
+}
+
+template <int kRows, class Out>
+KernelStatus LaunchFewRows(const MatmulArgs& args, Out* y, bool programmatic, cudaStream_t stream) {
+  // More channels a block where there are plenty: x is read less often.
+  const bool wide = args.n >= 16384;
+  const int channels = wide ? 4 : 2;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>((args.n + channels - 1) / channels));
+  config.blockDim = dim3(kFewThreads);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = programmatic ? 1 : 0;
+  const auto kernel = wide ? FewRowsKernel<kRows, 4, Out> : FewRowsKernel<kRows, 2, Out>;
+  return Check(cudaLaunchKernelEx(&config, kernel, args.x, args.w, args.bias, y, args.n, args.k),
+               "FewRowsKernel");
+}
+
+template <int kRows = 1>
+KernelStatus FewRows(const MatmulArgs& args, bool programmatic, cudaStream_t stream) {
+  if constexpr (kRows < kMaxFewRows) {
+    if (args.m > kRows) return FewRows<kRows + 1>(args, programmatic, stream);
+  }
+  KernelStatus status = KernelStatus::kOk;
+  WithType(args.y.data, args.y.type,
+           [&](auto* y) { status = LaunchFewRows<kRows>(args, y, programmatic, stream); });
+  return status;
+}
+
 }  // namespace
 
 class MatmulContext {
@@ -94,6 +199,7 @@ class MatmulContext {
   }
 
   KernelStatus Run(const MatmulArgs& args, cudaStream_t stream) {
+    if (args.m <= kMaxFewRows) return FewRows(args, programmatic_, stream);
     const Key key{args.m, args.n, args.k, args.bias != nullptr, args.y.type};
     auto it = plans_.find(key);
     if (it == plans_.end()) {
@@ -179,6 +285,7 @@ class MatmulContext {
   Lt lt_{};
   cublasLtHandle_t handle_ = nullptr;
   void* workspace_ = nullptr;
+  bool programmatic_ = false;  // the device can start a kernel before the last one ended
   std::map<Key, Plan> plans_;
 };
 

@@ -1,5 +1,6 @@
-// Matrix products on a GPU by cuBLASLt, which is opened at run time: the library loads without it,
-// and CreateMatmul then says what is missing. Pointers are device memory.
+// Matrix products on a GPU: up to 4 rows by a kernel of our own, more by cuBLASLt, which is opened
+// at run time: the library loads without it, and CreateMatmul then says what is missing. Pointers
+// are device memory.
 #pragma once
 
 #include <cstdint>
