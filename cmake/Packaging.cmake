@@ -20,6 +20,9 @@ add_custom_target(deb COMMAND cpack --config ${CMAKE_BINARY_DIR}/CPackConfig.cma
                   WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
 
 install(TARGETS oscarkv RUNTIME DESTINATION bin COMPONENT oscarkv)
+if(OSCARKV_CUDA)  # the binary looks for it in ../lib
+  install(TARGETS oscarkv_kernels_cuda LIBRARY DESTINATION lib COMPONENT oscarkv)
+endif()
 install(FILES ${oscarkv_package}/oscarkv.1.gz DESTINATION share/man/man1 COMPONENT oscarkv)
 install(FILES ${oscarkv_package}/oscarkv DESTINATION share/bash-completion/completions COMPONENT oscarkv)
 install(DIRECTORY ${oscarkv_package}/etc/ DESTINATION /etc/oscarkv COMPONENT oscarkv)
