@@ -241,8 +241,8 @@ std::string AddRmsNorm() {
   }
   // Without y only the sum.
   DeviceBuffer<float> x(std::vector<float>{1, 2}), delta(std::vector<float>{3, 4});
-  if (cuda::AddRmsNorm(x.get(), {delta.get(), ElementType::kFloat32}, nullptr, kEps, 1, 2, {}, nullptr,
-                       {}) != KernelStatus::kOk)
+  if (cuda::AddRmsNorm(x.get(), {delta.get(), ElementType::kFloat32}, nullptr, kEps, 1, 2, {},
+                       nullptr, {}) != KernelStatus::kOk)
     return cuda::LastError();
   return x.Download() == std::vector<float>{4, 6} ? "" : "the sum alone";
 }
