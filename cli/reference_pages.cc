@@ -91,7 +91,9 @@ std::string BashCompletion(const std::vector<CommandTable>& commands) {
   }
   std::string join, second;
   for (const auto& [group, words] : groups) {
-    absl::StrAppend(&join, "    ", group, ") command=\"$command ${COMP_WORDS[2]}\" ;;\n");
+    // "bench" has options of its own beside "bench decode".
+    absl::StrAppend(&join, "    ", group,
+                    ") [[ ${COMP_WORDS[2]} == -* ]] || command=\"$command ${COMP_WORDS[2]}\" ;;\n");
     absl::StrAppend(&second, "      ", group, ") words='", words, "' ;;\n");
   }
   return absl::StrCat(
