@@ -70,6 +70,12 @@ absl::Status CheckWorkerOptions(const WorkerOptions& o) {
   RETURN_IF_ERROR(auth::CheckSecurityOptions(o.security));
   if (const auto device = ParseDevice(o.device); !device.ok())
     return absl::InvalidArgumentError(absl::StrCat("--", device.status().message()));
+  if (o.deterministic && o.device != "cpu") {
+    return absl::InvalidArgumentError(
+        "--deterministic needs --device cpu: on a GPU the last bits of a row of a product depend "
+        "on "
+        "the number of rows beside it");
+  }
   if (o.key_rotation.empty() != o.value_rotation.empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat("--", o.key_rotation.empty() ? "key" : "value",

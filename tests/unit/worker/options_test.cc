@@ -52,6 +52,12 @@ TEST(WorkerOptions, WhatTheTableCannotCheck) {
   for (const Case& c : std::vector<Case>{
            {"--model", [](WorkerOptions* o) { o->model.clear(); }},
            {"--nodes", [](WorkerOptions* o) { o->store.nodes.clear(); }},
+           {"--device \"gpu\"", [](WorkerOptions* o) { o->device = "gpu"; }},
+           {"--deterministic needs --device cpu",
+            [](WorkerOptions* o) {
+              o->device = "cuda:0";
+              o->deterministic = true;
+            }},
            {"--key-rotation is missing", [](WorkerOptions* o) { o->value_rotation = "v.pt"; }},
            {"--value-rotation is missing", [](WorkerOptions* o) { o->key_rotation = "k.pt"; }},
        }) {
