@@ -27,6 +27,9 @@ KvNodeMetrics::KvNodeMetrics(MetricRegistry* r)
       sessions(r->AddGauge("oscarkv_kvstore_sessions", "Open client sessions", {"node"})),
       tenant_used(r->AddGauge("oscarkv_kvstore_tenant_used_bytes", "Memory charged to a tenant",
                               {"node", "tenant"})),
+      registered(r->AddGauge("oscarkv_kvstore_registered",
+                             "1 while the node's record in etcd is kept alive; only with --etcd",
+                             {"node"})),
       evictions(r->AddCounter("oscarkv_kvstore_evictions_total", "Blocks evicted", {"kind"})),
       lookups(r->AddCounter("oscarkv_kvstore_lookups_total", "Blocks looked up by prefix matches",
                             {"result"})),
@@ -172,7 +175,11 @@ KvClientMetrics::KvClientMetrics(MetricRegistry* r)
       stale_nodes(r->AddCounter(
           "oscarkv_kvstore_client_stale_nodes_total",
           "Connections refused because another process than the registered one answered",
-          {"peer"})) {
+          {"peer"})),
+      members(r->AddGauge("oscarkv_kvstore_client_members", "KV nodes that make up the store")),
+      connected(r->AddGauge(
+          "oscarkv_kvstore_client_membership_connected",
+          "1 while the source of the list of nodes can be reached; else the last list is used")) {
   // There from the start, as above.
   for (const char* reason : {"not_found", "unavailable", "data_loss", "deadline_exceeded"}) {
     for (const char* op : {"match", "get"}) failovers.With({op, reason});

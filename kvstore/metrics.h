@@ -36,6 +36,7 @@ struct KvNodeMetrics {
   MetricFamily& pins;         // {node}
   MetricFamily& sessions;     // {node}
   MetricFamily& tenant_used;  // {node, tenant}
+  MetricFamily& registered;   // {node}
 
   MetricFamily& evictions;     // {kind}
   MetricFamily& lookups;       // {result}, blocks
@@ -101,6 +102,8 @@ struct KvClientMetrics {
   MetricFamily& breaker_open;    // {peer}
   MetricFamily& short_puts;      // {}: blocks
   MetricFamily& stale_nodes;     // {peer}
+  MetricFamily& members;         // {}
+  MetricFamily& connected;       // {}
 };
 
 }  // namespace oscarkv

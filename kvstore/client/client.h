@@ -28,6 +28,10 @@ struct KvClientOptions {
   // Every kvstore node, "host:port[@zone][/weight]" of its gRPC endpoint; the order does not
   // matter. All clients of a store must name the same nodes, zones and weights.
   std::vector<std::string> nodes;
+  // Instead of `nodes`: etcd endpoints, "host:port", where the nodes register themselves, and where
+  // in it. While etcd is away the last list is used.
+  std::vector<std::string> etcd;
+  std::string etcd_prefix = "/oscarkv/";
   // Nodes that hold each block; 0: two when there are that many. Clients may differ in it.
   int replicas = 0;
   // Copies that must be committed before a put is acknowledged. A put goes to all replicas and

@@ -238,6 +238,10 @@ void KvClientImpl::Refresh() {
   {
     MutexLock lock(mu_);
     const std::shared_ptr<const MemberList> members = membership_->Current();
+    if (metrics_ != nullptr) {
+      metrics_->members.Get().Set(static_cast<double>(members->members.size()));
+      metrics_->connected.Get().Set(membership_->state().connected);
+    }
     if (view_ != nullptr && view_->members->revision == members->revision) return;
     absl::flat_hash_map<std::string, std::shared_ptr<NodeConnection>> known;
     if (view_ != nullptr) {
@@ -248,6 +252,7 @@ void KvClientImpl::Refresh() {
       if (c == nullptr) {
         c = std::make_shared<NodeConnection>(member.endpoint, make_stub_(member.endpoint),
                                              metrics_.get(), [this] { maintainer_.Wake(); });
+        if (view_ != nullptr) c->Joined();
       }
       c->Expect(member.incarnation);
       connections.push_back(c);

@@ -98,6 +98,11 @@ class NodeConnection {
   // Nobody waits for this call any more.
   void AwaitLate(std::shared_ptr<PinCall> call, LinkPtr link);
 
+  // It joined a running store: it lacks what was put before.
+  void Joined() {
+    MutexLock lock(mu_);
+    ever_down_ = true;
+  }
   // The process that the registry names; 0: any. A session with another one is refused.
   void Expect(uint64_t incarnation);
   absl::Status CheckIncarnation(uint64_t incarnation) const;

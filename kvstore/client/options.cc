@@ -2,6 +2,8 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+#include "kvstore/cluster/etcd_options.h"
 #include "kvstore/cluster/membership.h"
 
 namespace oscarkv {
@@ -17,15 +19,23 @@ void AddStoreOptions(OptionTable* table, StoreOptions* o) {
   table->AddInt("write-quorum", &o->write_quorum, 1, 8,
                 "Copies that must be committed before a block counts as stored; all replicas are "
                 "written in any case");
+  AddEtcdOptions(table, &o->etcd, &o->etcd_prefix);
   table->AddString("zone", &o->zone, "NAME",
                    "Zone of this process: replicas in the same zone are read first; empty: none");
 }
 
 absl::Status CheckStoreOptions(const StoreOptions& o) {
-  if (o.nodes.empty()) {
-    return absl::InvalidArgumentError(
-        "--nodes is empty: expected HOST:PORT, or several with commas");
+  if (o.replicas > 0 && o.write_quorum > o.replicas) {
+    return absl::InvalidArgumentError(absl::StrCat("--write-quorum=", o.write_quorum,
+                                                   ": expected at most --replicas=", o.replicas));
   }
+  RETURN_IF_ERROR(CheckEtcdOptions(o.etcd, o.etcd_prefix));
+  if (o.nodes.empty() == o.etcd.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(o.etcd.empty() ? "--nodes is empty" : "--nodes and --etcd are both given",
+                     ": expected HOST:PORT, or several with commas, in --nodes or in --etcd"));
+  }
+  if (!o.etcd.empty()) return absl::OkStatus();
   for (size_t i = 0; i < o.nodes.size(); ++i) {
     const auto member = ParseMember(o.nodes[i]);
     const std::string& endpoint = member.ok() ? member->endpoint : o.nodes[i];
@@ -43,10 +53,6 @@ absl::Status CheckStoreOptions(const StoreOptions& o) {
       }
     }
   }
-  if (o.replicas > 0 && o.write_quorum > o.replicas) {
-    return absl::InvalidArgumentError(absl::StrCat("--write-quorum=", o.write_quorum,
-                                                   ": expected at most --replicas=", o.replicas));
-  }
   if (static_cast<size_t>(o.write_quorum) > o.nodes.size()) {
     return absl::InvalidArgumentError(absl::StrCat("--write-quorum=", o.write_quorum,
                                                    ": expected at most the ", o.nodes.size(),
@@ -61,6 +67,8 @@ KvClientOptions ClientOptions(const StoreOptions& o) {
   client.replicas = o.replicas;
   client.write_quorum = o.write_quorum;
   client.zone = o.zone;
+  client.etcd = o.etcd;
+  client.etcd_prefix = o.etcd_prefix;
   return client;
 }
 

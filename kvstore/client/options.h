@@ -15,6 +15,8 @@ struct StoreOptions {
   int replicas = 0;
   int write_quorum = 1;
   std::string zone;
+  std::vector<std::string> etcd;
+  std::string etcd_prefix = "/oscarkv/";
 };
 
 // Rows for all of them.

@@ -15,11 +15,12 @@
 namespace oscarkv {
 
 struct Member {
-  std::string endpoint = {};  // gRPC, "host:port". Its name in placement: decides what it owns
-  std::string zone = {};      // replicas go to different zones first; "": a zone of its own
-  double weight = 1;          // its share of the blocks, against the others' weights
-  uint64_t incarnation = 0;   // of its process; 0: not known
-  bool draining = false;      // about to leave: read from, not written to
+  std::string endpoint = {};    // gRPC, "host:port". Its name in placement: decides what it owns
+  std::string zone = {};        // replicas go to different zones first; "": a zone of its own
+  double weight = 1;            // its share of the blocks, against the others' weights
+  uint64_t incarnation = 0;     // of its process; 0: not known
+  uint64_t capacity_bytes = 0;  // 0: not known
+  bool draining = false;        // about to leave: read from, not written to
   std::string transport_address = {};  // as it registered it; may be empty
   bool operator==(const Member&) const = default;
 };
@@ -46,8 +47,9 @@ class Membership {
   virtual ~Membership() = default;
   virtual std::shared_ptr<const MemberList> Current() const = 0;
   virtual MembershipState state() const = 0;
-  // `changed` runs after each change of Current, on a thread of the membership's; it must not block
-  // for long. At most one listener; null ends it, and when that call returned it runs no more.
+  // `changed` runs after each change of Current or state, on a thread of the membership's; it must
+  // not block for long. At most one listener; null ends it, and when that call returned it runs no
+  // more.
   virtual void Listen(std::function<void()> changed) = 0;
 };
 

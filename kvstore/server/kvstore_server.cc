@@ -14,6 +14,8 @@
 #include "common/mutex.h"
 #include "common/rpc/server.h"
 #include "common/status_macros.h"
+#include "kvstore/cluster/etcd_membership.h"
+#include "kvstore/cluster/etcd_stub.h"
 #include "kvstore/core/kv_node.h"
 #include "kvstore/server/kvstore_service.h"
 #include "kvstore/tier/rocksdb_store.h"
@@ -25,6 +27,9 @@ namespace {
 constexpr int kMaxMessageBytes = 64 << 20;
 constexpr Duration kTickEvery = std::chrono::milliseconds(100);
 constexpr Duration kWriteQueueFor = std::chrono::seconds(2);  // at shutdown
+// What a node that leaves gives clients to learn of it, and to end their puts.
+constexpr Duration kLeaveNotice = std::chrono::milliseconds(300);
+constexpr Duration kLeaveBound = std::chrono::seconds(2);
 
 // The arena of a node without a transport.
 class HostArena {
@@ -152,8 +157,51 @@ struct KvStoreServer::Impl {
   std::unique_ptr<KvStoreService> service;
   std::unique_ptr<Ticker> ticker;
   std::unique_ptr<rpc::Server> server;
+  std::unique_ptr<EtcdRegistration> registration;  // null without etcd
   int port = 0;
+
+  void Register(const KvStoreServerOptions& options, const KvNodeOptions& node_options);
+  void LeaveStore();
 };
+
+// After the server listens: whoever finds the record can connect.
+void KvStoreServer::Impl::Register(const KvStoreServerOptions& options,
+                                   const KvNodeOptions& node_options) {
+  EtcdOptions etcd;
+  etcd.endpoints = options.etcd;
+  etcd.prefix = options.etcd_prefix;
+  Member member;
+  member.endpoint = options.advertise;
+  if (member.endpoint.empty())
+    member.endpoint = absl::StrCat(options.listen.substr(0, options.listen.rfind(':')), ":", port);
+  member.zone = options.zone;
+  member.capacity_bytes = options.capacity;
+  member.weight = options.weight > 0
+                      ? options.weight
+                      : std::max(1e-3, static_cast<double>(options.capacity) / (1 << 30));
+  member.incarnation = node->incarnation();
+  member.transport_address = node_options.transport_address;
+  const auto report = [this, name = node_options.name](bool registered) {
+    if (metrics != nullptr) metrics->registered.With({name}).Set(registered);
+  };
+  report(false);
+  registration = std::make_unique<EtcdRegistration>(etcd, member, MakeEtcdStub, report);
+}
+
+// Clients stop writing here, puts under way end, then the record goes: all within kLeaveBound.
+void KvStoreServer::Impl::LeaveStore() {
+  if (registration == nullptr) return;
+  const bool known = registration->registered();
+  registration->Drain();
+  const Time now = SteadyClock::Get()->Now();
+  for (Time at = now; known && at < now + kLeaveBound; at = SteadyClock::Get()->Now()) {
+    kv::StatsResponse stats;
+    node->Handle(kv::StatsRequest{}, &stats).IgnoreError();
+    if (at > now + kLeaveNotice && stats.reserved_bytes == 0) break;
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  registration->Leave();
+}
 
 KvStoreServer::KvStoreServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 KvStoreServer::~KvStoreServer() {
@@ -216,6 +264,7 @@ absl::StatusOr<std::unique_ptr<KvStoreServer>> KvStoreServer::Start(
   settings.max_receive_bytes = settings.max_send_bytes = kMaxMessageBytes;
   ASSIGN_OR_RETURN(impl->server, rpc::Server::Start(settings, impl->service.get()));
   impl->port = impl->server->port();
+  if (!options.etcd.empty()) impl->Register(options, node_options);
   LogInfo("kvstore node is up",
           {{"node", node_options.name},
            {"port", absl::StrCat(impl->server->port())},
@@ -226,6 +275,7 @@ absl::StatusOr<std::unique_ptr<KvStoreServer>> KvStoreServer::Start(
 
 void KvStoreServer::Shutdown() {
   if (impl_->server == nullptr) return;
+  impl_->LeaveStore();
   impl_->server->Drain();
   impl_->server.reset();
   impl_->ticker.reset();

@@ -1,8 +1,10 @@
 #include "kvstore/server/options.h"
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "common/status_macros.h"
+#include "kvstore/cluster/etcd_options.h"
 
 namespace oscarkv {
 
@@ -64,6 +66,16 @@ void AddOptions(OptionTable* table, KvStoreServerOptions* o) {
                    "Lanes of the ucx data path: auto, shm, tcp, rdma, or a list as in UCX_TLS");
   table->AddString("ucx-devices", &o->ucx_devices, "LIST",
                    "Devices of the ucx data path, as in UCX_NET_DEVICES; empty: all");
+  AddEtcdOptions(table, &o->etcd, &o->etcd_prefix);
+  table->AddString("advertise", &o->advertise, "HOST:PORT",
+                   "With --etcd: how clients reach this node; empty: the listen address");
+  table->AddString(
+      "zone", &o->zone, "NAME",
+      "With --etcd: zone of this node; replicas go to different zones; empty: its own");
+  table->AddFloat(
+      "weight", &o->weight, 0, 1e6,
+      "With --etcd: this node's share of the blocks, against the others' weights; 0: its "
+      "capacity in GiB");
   auth::AddServerSecurityOptions(table, &o->security);
 }
 
@@ -97,6 +109,15 @@ absl::Status CheckOptions(const KvStoreServerOptions& o) {
   if (o.slab_bytes != 0 && (o.slab_bytes > o.capacity || o.slab_bytes % 4096 != 0)) {
     return absl::InvalidArgumentError(absl::StrCat(
         "--slab=", o.slab_bytes, ": expected 0 or a multiple of 4096 up to --capacity"));
+  }
+  RETURN_IF_ERROR(CheckEtcdOptions(o.etcd, o.etcd_prefix));
+  const std::string& advertised = o.advertise.empty() ? o.listen : o.advertise;
+  if (!o.etcd.empty() &&
+      (absl::StartsWith(advertised, "0.0.0.0:") || absl::StartsWith(advertised, "[::]:") ||
+       absl::StartsWith(advertised, ":") || advertised.rfind(':') == std::string::npos)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--advertise=", o.advertise, " with --listen=", o.listen,
+                     ": expected the HOST:PORT by which clients reach this node"));
   }
   return absl::OkStatus();
 }

@@ -36,6 +36,11 @@ struct KvStoreServerOptions {
   std::string data_path = "ucx";   // "ucx" or "grpc": without a transport, only the streams
   std::string ucx_lanes = "auto";  // as UcxOptions
   std::string ucx_devices;
+  std::vector<std::string> etcd;  // endpoints; empty: the node registers nowhere
+  std::string etcd_prefix = "/oscarkv/";
+  std::string advertise;  // how clients reach it; empty: `listen` with the real port
+  std::string zone;
+  float weight = 0;  // 0: its capacity in GiB
   auth::SecurityOptions security;
 };
 

@@ -86,7 +86,7 @@ class Role:
 
 class Cluster:
     def __init__(self, kvstores=1, prefills=1, attentions=1, profile="oscar", capacity="256MiB", kvstore_args=(),
-                 prefill_args=(), attention_args=(), gateway_args=(), worker_args=(), store_args=(), zones=(), model=MODEL,
+                 prefill_args=(), attention_args=(), gateway_args=(), worker_args=(), store_args=(), zones=(), etcd=(), model=MODEL,
                  data_path="ucx", lanes="auto"):
         self._folder = tempfile.TemporaryDirectory(prefix="oscarkv-test-")
         self.roles = {}
@@ -98,11 +98,12 @@ class Cluster:
             if zones:
                 nodes = [f"{node}@{zone}" for node, zone in zip(nodes, zones)]
             self.nodes = ",".join(nodes)
-            self.worker_args += ["--nodes", self.nodes, *store_args]
+            store_args = [*(etcd or ["--nodes", self.nodes]), *store_args]
+            self.worker_args += store_args
             prefill = [self.start(f"prefill-{i}", [*self.worker_args, *prefill_args]).address for i in range(prefills)]
             attention = [self.start(f"attention-{i}", [*self.worker_args, *attention_args]).address
                          for i in range(attentions)]
-            self.gateway = self.start("gateway", ["--model", model, "--nodes", self.nodes, "--prefill", ",".join(prefill),
+            self.gateway = self.start("gateway", ["--model", model, "--prefill", ",".join(prefill),
                                                   "--attention", ",".join(attention), *store_args, *gateway_args])
         except Exception:
             self.stop()

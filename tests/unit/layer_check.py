@@ -73,7 +73,7 @@ def check(path, room, name, quoted):
     if not quoted:
         return []
     target = name.split("/")[0]
-    if target == "oscarkv" or name.startswith("grpc/health/"):
+    if target == "oscarkv" or name.startswith(("grpc/health/", "etcd/")):
         target = "proto"
     if target not in ALL | {"tests", "bench"} or target == room:
         part, own = name.split("/")[1:2], path.split("/")[1:2]

@@ -374,6 +374,8 @@ TEST(AddOptions, EveryFieldHasARow) {
       {"nodes", "a:1,b:2"},           {"prefill", "c:3"},
       {"attention", "d:4"},           {"replicas", "3"},
       {"write-quorum", "2"},          {"zone", "east"},
+      {"etcd", "f:6"},
+      {"etcd-prefix", "/p/"},
       {"router", "round-robin"},      {"max-running", "5"},
       {"max-waiting", "6"},           {"threads", "7"},
       {"default-deadline", "8s"},     {"match-timeout", "9ms"},
