@@ -75,7 +75,7 @@ class EtcdStub final : public Registry {
     request.mutable_create_request()->set_start_revision(revision);
     absl::Status end;
     if (stream->Write(request)) end = ReadEvents(stream.get(), changed);
-    context.TryCancel();  // when we leave first
+    if (!end.ok()) context.TryCancel();  // we leave first
     const grpc::Status status = stream->Finish();
     MutexLock lock(mu_);
     watching_ = nullptr;
