@@ -1,5 +1,5 @@
 // How evenly the placement spreads blocks, how many copies move when a node joins or leaves, and
-// what a decision costs. Prints the tables of bench/results/placement.md. Counts run of 16 blocks,
+// what a decision costs. Prints the tables of bench/results/placement.md. Counts runs of 16 blocks,
 // the unit of placement; deterministic but for the times.
 #include <algorithm>
 #include <cmath>
