@@ -162,8 +162,9 @@ INSTANTIATE_TEST_SUITE_P(
         Setup{"qwen2_oscar", ":qwen2", Profile::kOscar, PrefillHistory::kExact}),
     [](const auto& info) { return std::string(info.param.name); });
 
-// Bounds: products of bf16 operands give 1e-2 at most; a code that falls on the other side of its
-// tie moves more, but few do.
+// Products of bf16 operands agree to 1e-2. Rounding puts a few codes on the other side of their
+// ties (seen: 4 % of the pages' bytes), and each moves by a third of its row's range: single steps
+// of random tokens then differ by up to 0.15, prefill by 0.04, rows by 0.016.
 TEST_P(CudaRunnerTest, AgreesWithTheCpu) {
   constexpr int kPrompt = 600, kSteps = 80;
   const std::vector<int32_t> tokens = RandomTokens(kPrompt + kSteps, vocab(), 1);
@@ -184,7 +185,7 @@ TEST_P(CudaRunnerTest, AgreesWithTheCpu) {
     ASSERT_TRUE(gpu_->DecodeStep({{tokens[kPrompt + i], kPrompt + i, &b}}, &ours).ok());
     worst = std::max(worst, RelativeError(ours, theirs));
   }
-  EXPECT_LT(worst, bound);
+  EXPECT_LT(worst, coded() ? 0.3 : bound);
 
   std::vector<float> rows_a, rows_b;
   std::string pages_a, pages_b;
@@ -195,7 +196,7 @@ TEST_P(CudaRunnerTest, AgreesWithTheCpu) {
   ASSERT_EQ(pages_a.size(), pages_b.size());
   size_t different = 0;
   for (size_t i = 0; i < pages_a.size(); ++i) different += pages_a[i] != pages_b[i];
-  EXPECT_LT(different, 0.2 * pages_a.size() + 1);
+  EXPECT_LT(different, 0.1 * pages_a.size() + 1);
   std::printf("%s: prefill %.2g, worst step %.2g, rows %.2g, %zu of %zu bytes of pages differ\n",
               GetParam().name, prefill, worst, rows, different, pages_a.size());
 }
