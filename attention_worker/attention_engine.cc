@@ -256,6 +256,7 @@ void AttentionEngine::Finish(Sequence* seq, const absl::Status& status, StopReas
   --taken_;
   cancel_flags_.Remove(seq->id);
   LogInfo("decode ended", {{"request", seq->job.request_id},
+                           {"trace", seq->job.trace_id},
                            {"status", absl::StatusCodeToString(status.code())},
                            {"tokens", absl::StrCat(seq->tokens.size())},
                            {"generated", absl::StrCat(seq->generated)},

@@ -101,8 +101,9 @@ class DecodeReactor final : public grpc::ServerWriteReactor<v1::DecodeResponse> 
 
 grpc::ServerWriteReactor<v1::DecodeResponse>* AttentionService::Decode(
     grpc::CallbackServerContext* context, const v1::DecodeRequest* request) {
-  return new DecodeReactor(engine_,
-                           FromWire(*request, rpc::DeadlineOf(*context, kDefaultDeadline)));
+  DecodeJob job = FromWire(*request, rpc::DeadlineOf(*context, kDefaultDeadline));
+  job.trace_id = rpc::TraceIdOf(*context);
+  return new DecodeReactor(engine_, std::move(job));
 }
 
 grpc::ServerUnaryReactor* AttentionService::GetInfo(grpc::CallbackServerContext* context,

@@ -127,7 +127,10 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GatewayService::Generate(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
   absl::StatusOr<std::string> bytes = ToString(*request);
   auto* reactor = new GenerateReactor;
-  reactor->Begin(deps_.pipeline, bytes.ok() ? wire::ParseGenerateRequest(*bytes) : bytes.status(),
+  absl::StatusOr<GenerateInput> input =
+      bytes.ok() ? wire::ParseGenerateRequest(*bytes) : bytes.status();
+  if (input.ok()) input->trace_id = rpc::TraceIdOf(*context);
+  reactor->Begin(deps_.pipeline, std::move(input),
                  rpc::DeadlineOf(*context, deps_.default_deadline));
   return reactor;
 }

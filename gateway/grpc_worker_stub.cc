@@ -7,6 +7,7 @@
 
 #include "common/rpc/call_tracker.h"
 #include "common/rpc/status.h"
+#include "common/trace.h"
 #include "gateway/wire.h"
 #include "oscarkv/v1/worker.grpc.pb.h"
 
@@ -34,6 +35,10 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& target,
 using rpc::CallTracker;
 using rpc::TrackedCall;
 
+void AddTrace(const std::string& trace_id, grpc::ClientContext* context) {
+  if (!trace_id.empty()) context->AddMetadata(kTraceparent, MakeTraceparent(trace_id));
+}
+
 template <typename Request, typename Response>
 struct UnaryCall final : WorkerCall {
   UnaryCall(CallTracker* tracker, Time deadline) : tracked(tracker, deadline) {}
@@ -49,8 +54,10 @@ std::shared_ptr<WorkerCall> StartUnary(CallTracker* tracker, Async* async,
                                        void (Async::*method)(grpc::ClientContext*, const Request*,
                                                              Response*,
                                                              std::function<void(grpc::Status)>),
-                                       Request request, Time deadline, Done done) {
+                                       Request request, const std::string& trace_id, Time deadline,
+                                       Done done) {
   auto call = std::make_shared<UnaryCall<Request, Response>>(tracker, deadline);
+  AddTrace(trace_id, call->tracked.context());
   call->request = std::move(request);
   // What `done` holds must be gone when the tracker lets the stub's destructor go on.
   auto callback = std::make_shared<Done>(std::move(done));
@@ -66,7 +73,7 @@ std::shared_ptr<WorkerCall> StartUnary(CallTracker* tracker, Async* async,
 template <typename Async>
 void StartGetInfo(CallTracker* tracker, Async* async, Time deadline, WorkerStub::InfoDone done) {
   StartUnary<v1::WorkerInfoRequest, v1::WorkerInfo, Async>(
-      tracker, async, &Async::GetInfo, v1::WorkerInfoRequest(), deadline,
+      tracker, async, &Async::GetInfo, v1::WorkerInfoRequest(), /*trace_id=*/"", deadline,
       [done = std::move(done)](const absl::Status& status, const v1::WorkerInfo& info) {
         done(status.ok() ? absl::StatusOr<WorkerInfo>(wire::FromProto(info)) : status);
       });
@@ -86,7 +93,7 @@ class GrpcPrefillStub final : public PrefillStub {
   std::shared_ptr<WorkerCall> Prefill(PrefillCall call, Time deadline, PrefillDone done) override {
     using Async = std::remove_pointer_t<decltype(stub_->async())>;
     return StartUnary<v1::PrefillRequest, v1::PrefillResponse, Async>(
-        &tracker_, stub_->async(), &Async::Prefill, wire::ToProto(call), deadline,
+        &tracker_, stub_->async(), &Async::Prefill, wire::ToProto(call), call.trace_id, deadline,
         [done = std::move(done)](const absl::Status& status, const v1::PrefillResponse& response) {
           done(status.ok() ? wire::FromProto(response) : status);
         });
@@ -103,12 +110,14 @@ class DecodeStream final : public WorkerCall,
                            public grpc::ClientReadReactor<v1::DecodeResponse>,
                            public std::enable_shared_from_this<DecodeStream> {
  public:
-  DecodeStream(CallTracker* tracker, v1::DecodeRequest request, Time deadline,
-               AttentionStub::DecodeNext next, AttentionStub::DecodeDone done)
+  DecodeStream(CallTracker* tracker, v1::DecodeRequest request, const std::string& trace_id,
+               Time deadline, AttentionStub::DecodeNext next, AttentionStub::DecodeDone done)
       : tracked_(tracker, deadline),
         request_(std::move(request)),
         next_(std::move(next)),
-        done_(std::move(done)) {}
+        done_(std::move(done)) {
+    AddTrace(trace_id, tracked_.context());
+  }
 
   void Start(v1::AttentionWorker::Stub* stub) {
     self_ = shared_from_this();
@@ -153,8 +162,8 @@ class GrpcAttentionStub final : public AttentionStub {
   }
   std::shared_ptr<WorkerCall> Decode(DecodeCall call, Time deadline, DecodeNext next,
                                      DecodeDone done) override {
-    auto stream = std::make_shared<DecodeStream>(&tracker_, wire::ToProto(call), deadline,
-                                                 std::move(next), std::move(done));
+    auto stream = std::make_shared<DecodeStream>(&tracker_, wire::ToProto(call), call.trace_id,
+                                                 deadline, std::move(next), std::move(done));
     stream->Start(stub_.get());
     return stream;
   }

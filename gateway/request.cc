@@ -16,6 +16,12 @@ double Seconds(Duration d) {
   return std::chrono::duration<double>(d).count();
 }
 
+int64_t UnixMilliseconds() {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
 std::vector<int32_t> Union(std::vector<int32_t> a, const std::vector<int32_t>& b) {
   a.insert(a.end(), b.begin(), b.end());
   std::sort(a.begin(), a.end());
@@ -51,11 +57,35 @@ Request::Request(const Env* env, GenerateInput input, Time deadline,
       input_(std::move(input)),
       deadline_(deadline),
       arrival_(env->deps.clock->Now()),
+      arrival_unix_ms_(UnixMilliseconds()),
       stop_tokens_(Union(input_.stop_tokens,
                          input_.ignore_eos ? std::vector<int32_t>{} : env->options.eos_tokens)),
       sink_(sink),
+      stages_{{"tokenising the prompt", arrival_}},
       ticket_(std::move(ticket)),
       text_(env->deps.tokenizer, input_.stop, stop_tokens_) {}
+
+void Request::EnterStage(const char* name) {
+  stages_.push_back({name, env_->deps.clock->Now()});
+}
+
+RequestRecord Request::MakeRecord() const {
+  RequestRecord record;
+  record.request_id = input_.request_id;
+  record.trace_id = input_.trace_id;
+  record.tenant = input_.tenant;
+  record.arrived_unix_ms = arrival_unix_ms_;
+  record.lasted = env_->deps.clock->Now() - arrival_;
+  record.ended = ended_;
+  for (const Stage& stage : stages_) record.phases.push_back({stage.name, stage.began - arrival_});
+  record.usage = usage_;
+  return record;
+}
+
+RequestRecord Request::Record() {
+  MutexLock lock(mu_);
+  return MakeRecord();
+}
 
 void Request::Start() {
   {
@@ -99,7 +129,7 @@ void Request::Prepare() {
   if (absl::Status status = TakeResumeTokens(&finish); !status.ok()) return End(status, &left);
   // Only the end of the answer got lost, with the text that was held back.
   if (finish != FinishReason::kNone) return Relay({}, finish, &left);
-  stage_ = "waiting for other requests to end";
+  EnterStage("waiting for other requests to end");
   // Under the lock, because Cancel destroys the ticket. OnSlot takes no lock of ours.
   ticket_->Ready([self = shared_from_this()] { self->OnSlot(); });
 }
@@ -146,7 +176,7 @@ void Request::Match() {
   {
     MutexLock lock(mu_);
     if (ended_) return;
-    stage_ = "asking the store for the prompt's prefix";
+    EnterStage("asking the store for the prompt's prefix");
     prompt = tokens_;
   }
   PrefixMatch match;
@@ -199,11 +229,11 @@ void Request::StartPrefill() {
   {
     MutexLock lock(mu_);
     if (ended_) return;
-    stage_ = "in prefill";
+    EnterStage("in prefill");
     worker = prefill_.index();
     number = ++call_number_;
     usage_.prefill_worker = env_->deps.workers->prefill(worker).endpoint();
-    call = {input_.request_id, tokens_, input_.sampling, input_.tenant};
+    call = {input_.request_id, tokens_, input_.sampling, input_.tenant, input_.trace_id};
   }
   KeepCall(number, env_->deps.workers->prefill(worker).Prefill(
                        std::move(call), deadline_,
@@ -255,7 +285,7 @@ void Request::StartDecode() {
   {
     MutexLock lock(mu_);
     if (ended_) return;
-    stage_ = "decoding";
+    EnterStage(usage_.resumes > 0 ? "decoding on another worker" : "decoding");
     // The worker picked before the prefill may have gone since.
     if (!workers.Usable(WorkerRole::kAttention, attention_.index(), model_->name_space)) {
       const absl::Status picked = PickWorker(WorkerRole::kAttention);
@@ -272,7 +302,8 @@ void Request::StartDecode() {
             input_.sampling,
             static_cast<uint32_t>(route_.max_tokens),
             stop_tokens_,
-            input_.tenant};
+            input_.tenant,
+            input_.trace_id};
   }
   const auto self = shared_from_this();
   KeepCall(number,
@@ -392,6 +423,7 @@ absl::Status Request::Retry(WorkerRole role, const absl::Status& status, const c
   }
   LogWarn(resume ? "resuming on another worker" : "trying another worker",
           {{"request", id()},
+           {"trace", input_.trace_id},
            {"failed", name},
            {"code", absl::StatusCodeToString(code)},
            {"error", std::string(status.message())},
@@ -460,8 +492,12 @@ void Request::End(const absl::Status& status, Leftovers* left) {
   env_->on_end(this);
   ticket_.reset();  // may start another request, that is post its next step
   env_->deps.metrics->requests.With({absl::StatusCodeToString(status.code())}).Increment();
+  RequestRecord record = MakeRecord();
+  record.status = status;
+  env_->log->Add(std::move(record));  // first: who was told that it ended may ask for it
   sink_->Finish(status);
   LogInfo("request done", {{"request", id()},
+                           {"trace", input_.trace_id},
                            {"code", absl::StatusCodeToString(status.code())},
                            {"error", std::string(status.message())},
                            {"prompt_tokens", absl::StrCat(usage_.prompt_tokens)},
@@ -523,7 +559,7 @@ void Request::ExpireIfDue(Time now) {
   const char* stage = nullptr;
   {
     MutexLock lock(mu_);
-    stage = stage_;
+    stage = stages_.back().name;
   }
   Cancel(absl::DeadlineExceededError(absl::StrCat("the deadline passed while ", stage)));
 }

@@ -33,6 +33,7 @@
 #include "gateway/admission.h"
 #include "gateway/answer_text.h"
 #include "gateway/metrics.h"
+#include "gateway/request_log.h"
 #include "gateway/router.h"
 #include "gateway/types.h"
 #include "gateway/validate.h"
@@ -82,6 +83,7 @@ class Request : public std::enable_shared_from_this<Request> {
     PipelineDeps deps;
     // With the request's lock held, before the client is told: its id and its place are free.
     std::function<void(const Request*)> on_end;
+    RequestLog* log = nullptr;
     // Without it; the request does not use Env afterwards.
     std::function<void()> on_gone;
   };
@@ -100,6 +102,9 @@ class Request : public std::enable_shared_from_this<Request> {
   // attention worker has been silent for too long. To be called many times a second.
   void Tick(Time now);
 
+  // What it did when, until now or its end.
+  RequestRecord Record();
+
   const std::string& id() const { return input_.request_id; }
   const std::string& tenant() const { return input_.tenant; }
   uint32_t attempt() const { return input_.attempt; }
@@ -116,6 +121,8 @@ class Request : public std::enable_shared_from_this<Request> {
     ~Leftovers();
   };
 
+  void EnterStage(const char* name) REQUIRES(mu_);
+  RequestRecord MakeRecord() const REQUIRES(mu_);
   void Prepare();
   // Takes the tokens that the client has already. `finish`: they are the whole answer.
   absl::Status TakeResumeTokens(FinishReason* finish) REQUIRES(mu_);
@@ -154,12 +161,17 @@ class Request : public std::enable_shared_from_this<Request> {
   const GenerateInput input_;
   const Time deadline_;
   const Time arrival_;
+  const int64_t arrival_unix_ms_;
   const std::vector<int32_t> stop_tokens_;  // the request's and the model's
   GenerateSink* const sink_;
 
   Mutex mu_;
   bool ended_ GUARDED_BY(mu_) = false;
-  const char* stage_ GUARDED_BY(mu_) = "tokenising the prompt";
+  struct Stage {
+    const char* name;
+    Time began;
+  };
+  std::vector<Stage> stages_ GUARDED_BY(mu_);  // the last one is under way
   std::unique_ptr<Admission::Ticket> ticket_ GUARDED_BY(mu_);
   std::shared_ptr<const WorkerInfo> model_ GUARDED_BY(mu_);
   RouteRequest route_ GUARDED_BY(mu_);

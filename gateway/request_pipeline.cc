@@ -1,17 +1,20 @@
 #include "gateway/request_pipeline.h"
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "common/trace.h"
 
 namespace oscarkv::gateway {
 
 RequestPipeline::RequestPipeline(const PipelineOptions& options, const PipelineDeps& deps,
                                  std::string name)
     : name_(std::move(name)),
-      env_{options, deps, [this](const Request* request) { Forget(request); }, [this] { Leave(); }},
+      env_{options, deps, [this](const Request* request) { Forget(request); }, &log_,
+           [this] { Leave(); }},
       admission_(options.admission, deps.metrics, deps.clock) {}
 
 RequestPipeline::~RequestPipeline() {
@@ -36,6 +39,7 @@ absl::StatusOr<std::shared_ptr<Request>> RequestPipeline::Admit(GenerateInput in
   const uint64_t number = requests_.fetch_add(1) + 1;
   RETURN_IF_ERROR(ValidateRequest(input, env_.options.limits, env_.options.model));
   if (input.request_id.empty()) input.request_id = absl::StrCat(name_, "-", number);
+  if (input.trace_id.empty()) input.trace_id = NewTraceId();
   if (input.attempt > 1) EndEarlierAttempt(input);
   MutexLock lock(mu_);
   if (closed_) return absl::UnavailableError("the gateway is shutting down");
@@ -81,6 +85,21 @@ std::vector<std::shared_ptr<Request>> RequestPipeline::All() const {
   std::vector<std::shared_ptr<Request>> all;
   for (const auto& [id, request] : by_id_) all.push_back(request);
   return all;
+}
+
+std::vector<RequestRecord> RequestPipeline::InFlight() const {
+  std::vector<RequestRecord> records;
+  for (const auto& request : All()) records.push_back(request->Record());
+  std::sort(records.begin(), records.end(),
+            [](const RequestRecord& a, const RequestRecord& b) { return a.lasted < b.lasted; });
+  return records;
+}
+
+std::optional<RequestRecord> RequestPipeline::Find(absl::string_view id) const {
+  for (RequestRecord& record : InFlight()) {
+    if (record.request_id == id || record.trace_id == id) return std::move(record);
+  }
+  return log_.Find(id);
 }
 
 void RequestPipeline::Tick() {

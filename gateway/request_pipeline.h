@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,7 @@ namespace oscarkv::gateway {
 
 class RequestPipeline {
  public:
+  static constexpr size_t kLoggedRequests = 512;
   // name: part of the request ids that are made here, different in every gateway process.
   RequestPipeline(const PipelineOptions& options, const PipelineDeps& deps, std::string name);
   ~RequestPipeline();
@@ -37,6 +39,11 @@ class RequestPipeline {
   // them with kUnavailable. Returns when there are none. May be called again.
   void Shutdown(Time drain_until);
 
+  // The requests under way, the latest arrived first; and the latest of those that ended.
+  std::vector<RequestRecord> InFlight() const;
+  const RequestLog& log() const { return log_; }
+  // By the id of the request or of its trace, among both.
+  std::optional<RequestRecord> Find(absl::string_view id) const;
   int running() const { return admission_.running(); }
   int waiting() const { return admission_.waiting(); }
   uint64_t requests() const { return requests_; }  // since the start, refused ones included
@@ -52,6 +59,7 @@ class RequestPipeline {
   std::vector<std::shared_ptr<Request>> All() const;
 
   const std::string name_;
+  RequestLog log_{kLoggedRequests};
   Request::Env env_;
   Admission admission_;
   std::atomic<uint64_t> requests_{0};

@@ -29,6 +29,7 @@ struct GenerateInput {
   std::string tenant;
   std::vector<int32_t> resume_tokens;  // of the answer, that the client has already
   uint32_t attempt = 0;
+  std::string trace_id;  // common/trace.h; empty: a new one
 };
 
 struct Usage {
@@ -67,6 +68,7 @@ struct PrefillCall {
   std::vector<int32_t> tokens;
   SamplingParams sampling;
   std::string tenant;
+  std::string trace_id;
 };
 
 struct PrefillResult {
@@ -85,6 +87,7 @@ struct DecodeCall {
   uint32_t max_tokens = 0;  // of the whole answer
   std::vector<int32_t> stop_tokens;
   std::string tenant;
+  std::string trace_id;
 };
 
 struct DecodeSummary {

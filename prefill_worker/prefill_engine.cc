@@ -398,6 +398,7 @@ void PrefillEngine::Finish(Sequence* seq, absl::Status status) {
   for (auto* list : {&queue_, &planned_, &ready_}) std::erase(*list, seq);
   --(seq->waiting ? waiting_ : running_);
   LogInfo("prefill ended", {{"request", seq->job.request_id},
+                            {"trace", seq->job.trace_id},
                             {"status", absl::StatusCodeToString(status.code())},
                             {"tokens", absl::StrCat(seq->num_tokens())},
                             {"cached", absl::StrCat(seq->result.cached_tokens)},

@@ -42,8 +42,9 @@ class PrefillReactor final : public grpc::ServerUnaryReactor {
 grpc::ServerUnaryReactor* PrefillService::Prefill(grpc::CallbackServerContext* context,
                                                   const v1::PrefillRequest* request,
                                                   v1::PrefillResponse* response) {
-  return new PrefillReactor(
-      engine_, FromWire(*request, rpc::DeadlineOf(*context, kDefaultDeadline)), response);
+  PrefillJob job = FromWire(*request, rpc::DeadlineOf(*context, kDefaultDeadline));
+  job.trace_id = rpc::TraceIdOf(*context);
+  return new PrefillReactor(engine_, std::move(job), response);
 }
 
 grpc::ServerUnaryReactor* PrefillService::GetInfo(grpc::CallbackServerContext* context,

@@ -1,5 +1,7 @@
 #include "common/rpc/status.h"
 
+#include "common/trace.h"
+
 namespace oscarkv::rpc {
 
 grpc::Status ToGrpc(const absl::Status& status) {
@@ -17,6 +19,12 @@ std::chrono::system_clock::time_point ToSystem(Time deadline) {
   const auto left = deadline - std::chrono::steady_clock::now();
   return std::chrono::system_clock::now() +
          std::chrono::duration_cast<std::chrono::system_clock::duration>(left);
+}
+
+std::string TraceIdOf(const grpc::ServerContextBase& context) {
+  const auto found = context.client_metadata().find(kTraceparent);
+  if (found == context.client_metadata().end()) return "";
+  return oscarkv::TraceIdOf({found->second.data(), found->second.size()}).value_or("");
 }
 
 Time DeadlineOf(const grpc::ServerContextBase& context, Duration fallback) {

@@ -9,13 +9,17 @@
 #include "absl/strings/str_cat.h"
 #include "common/metrics_server.h"
 #include "common/status_macros.h"
+#include "common/trace.h"
 #include "gateway/http/completion_sink.h"
+#include "gateway/http/console.h"
 #include "gateway/http/openai_response.h"
+#include "gateway/http/status_json.h"
 
 namespace oscarkv::gateway {
 namespace {
 
 constexpr size_t kMaxQueuedTasks = 256;
+constexpr Duration kStatusLife = std::chrono::milliseconds(500);
 constexpr char kOther[] = "other";
 
 using Json = nlohmann::ordered_json;
@@ -47,6 +51,10 @@ bool IsJson(const HttpRequest& request) {
 const HttpApi::Route HttpApi::kRoutes[] = {
     {"GET", "/health", 0, &HttpApi::Health},
     {"GET", "/health/live", 0, &HttpApi::Live},
+    {"GET", "/", 0, &HttpApi::Console},
+    {"GET", "/console/", 0, &HttpApi::Console},
+    {"GET", "/api/status", auth::kOperator, &HttpApi::Status},
+    {"GET", "/api/requests/", auth::kOperator, &HttpApi::RequestById},
     {"GET", "/metrics", auth::kOperator, &HttpApi::Metrics},
     {"GET", "/v1/models", auth::kAllRoles, &HttpApi::Models},
     {"GET", "/v1/models/", auth::kAllRoles, &HttpApi::Model},
@@ -146,6 +154,62 @@ void HttpApi::Metrics(std::shared_ptr<HttpExchange> exchange) {
   });
 }
 
+void HttpApi::Console(std::shared_ptr<HttpExchange> exchange) {
+  const std::string& path = exchange->request().path;
+  const ConsoleFile* file = FindConsoleFile(path);
+  if (file == nullptr) {
+    return Reply(exchange, kOther,
+                 ErrorResponse(404, absl::StrCat("there is no ", path.substr(0, 200), " here"),
+                               "unknown_url"));
+  }
+  HttpResponse response;
+  response.content_type = file->content_type;
+  response.body = std::string(file->content);
+  // Nothing from elsewhere, nothing inline, in nobody's frame.
+  response.headers = {{"Content-Security-Policy",
+                       "default-src 'none'; script-src 'self'; style-src 'self'; connect-src "
+                       "'self'; img-src 'self'; base-uri 'none'; form-action 'none'; "
+                       "frame-ancestors 'none'"},
+                      {"X-Content-Type-Options", "nosniff"},
+                      {"Referrer-Policy", "no-referrer"},
+                      {"Cache-Control", "no-cache"}};
+  Reply(exchange, "/console/", std::move(response));
+}
+
+void HttpApi::Status(std::shared_ptr<HttpExchange> exchange) {
+  Post(exchange, "/api/status", [this, exchange] {
+    std::string body;
+    {
+      // One at a time asks the store, whoever comes soon after gets what it said.
+      MutexLock lock(status_mu_);
+      const Time now = SteadyClock::Get()->Now();
+      if (status_.empty() || now - status_time_ >= kStatusLife) {
+        status_ = Dump(StatusJson(deps_));
+        status_time_ = SteadyClock::Get()->Now();
+      }
+      body = status_;
+    }
+    HttpResponse response;
+    response.body = std::move(body);
+    response.headers.emplace_back("Cache-Control", "no-store");
+    Reply(exchange, "/api/status", std::move(response));
+  });
+}
+
+void HttpApi::RequestById(std::shared_ptr<HttpExchange> exchange) {
+  const std::string id = exchange->request().path.substr(sizeof("/api/requests/") - 1);
+  const std::optional<RequestRecord> record = deps_.pipeline->Find(id);
+  if (!record) {
+    return Reply(exchange, "/api/requests/",
+                 ErrorResponse(404,
+                               absl::StrCat("no request \"", id.substr(0, 200),
+                                            "\" is under way or among the last ",
+                                            RequestPipeline::kLoggedRequests, " that ended"),
+                               "not_found"));
+  }
+  Reply(exchange, "/api/requests/", JsonResponse(200, RecordJson(*record)));
+}
+
 void HttpApi::Models(std::shared_ptr<HttpExchange> exchange) {
   const Json model = {{"id", deps_.model},
                       {"object", "model"},
@@ -209,6 +273,7 @@ void HttpApi::Complete(std::shared_ptr<HttpExchange> exchange, bool chat) {
   const absl::StatusOr<auth::Identity> caller = Caller(exchange->request(), auth::kClient);
   if (!caller.ok()) return Reply(exchange, route, ErrorResponse(caller.status()));
   request->input.tenant = caller->tenant;
+  request->input.trace_id = TraceIdOf(exchange->request().header(kTraceparent)).value_or("");
   AnswerIdentity identity;
   identity.chat = chat;
   identity.logprobs = request->logprobs;

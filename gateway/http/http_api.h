@@ -21,6 +21,7 @@ namespace oscarkv::gateway {
 struct HttpApiDeps {
   RequestPipeline* pipeline = nullptr;
   WorkerSet* workers = nullptr;
+  KvClient* store = nullptr;  // may be null
   TaskPool* executor = nullptr;
   GatewayMetrics* metrics = nullptr;
   const MetricRegistry* registry = nullptr;
@@ -29,6 +30,7 @@ struct HttpApiDeps {
   std::string model;                                   // the name that clients may ask for
   uint32_t max_context = 0;
   Duration default_deadline{};
+  Duration status_timeout{};  // for asking the store's nodes
   OpenAiLimits limits;
   // A chat's prompt, from the model's chat template; or why there is none. Thread-safe.
   std::function<absl::StatusOr<std::string>(const OpenAiRequest&)> render_chat;
@@ -53,6 +55,9 @@ class HttpApi {
   void Health(std::shared_ptr<HttpExchange> exchange);
   void Live(std::shared_ptr<HttpExchange> exchange);
   void Metrics(std::shared_ptr<HttpExchange> exchange);
+  void Console(std::shared_ptr<HttpExchange> exchange);
+  void Status(std::shared_ptr<HttpExchange> exchange);
+  void RequestById(std::shared_ptr<HttpExchange> exchange);
   void Models(std::shared_ptr<HttpExchange> exchange);
   void Model(std::shared_ptr<HttpExchange> exchange);
   void Completions(std::shared_ptr<HttpExchange> exchange);
@@ -72,6 +77,9 @@ class HttpApi {
 
   const HttpApiDeps deps_;
   const int64_t started_;  // Unix seconds
+  Mutex status_mu_;
+  std::string status_ GUARDED_BY(status_mu_);
+  Time status_time_ GUARDED_BY(status_mu_){};
 };
 
 }  // namespace oscarkv::gateway

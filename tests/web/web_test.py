@@ -10,6 +10,7 @@ from cluster import ClusterTest  # noqa: E402
 from http_test import model_with_template  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
+FOLDER = [str(Path(f).resolve()) for f in sys.argv[1:2]]  # for screenshots
 
 
 class Web(ClusterTest):
@@ -28,6 +29,12 @@ class Web(ClusterTest):
 
     def test_the_openai_package(self):
         self.node("openai_test.mjs", "chatty")
+
+    def test_the_console(self):
+        chromium = shutil.which("chromium")
+        if chromium is None:
+            self.skipTest("chromium is not installed: apt-get install chromium")
+        self.node("console_test.mjs", chromium, *FOLDER)
 
 
 if __name__ == "__main__":
