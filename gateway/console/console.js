@@ -105,7 +105,7 @@ function drawHistogram(id, h) {
     }
   }
   const label = `${id.toUpperCase()}: median ${time(h.p50 * 1000)}, 95 % below ${time(h.p95 * 1000)}, ${total} answers`;
-  $(id).replaceChildren(svg('svg', { class: 'chart', viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': label, preserveAspectRatio: 'none' }, ...marks));
+  $(id).replaceChildren(svg('svg', { class: 'chart', viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': label }, ...marks));
 }
 
 function cell(label, content, kind = '') {

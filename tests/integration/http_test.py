@@ -2,6 +2,7 @@
 import http.client
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -99,6 +100,36 @@ class Completions(HttpTest):
         self.assertEqual(status, 200)
         self.assertTrue(headers["Content-Type"].startswith("text/plain; version=0.0.4"))
         self.assertRegex(text, r'oscarkv_gateway_http_requests_total{route="/v1/completions",code="200"} [1-9]')
+
+    def test_the_console_and_what_it_shows(self):
+        status, headers, page = self.ask("GET", "/")
+        self.assertEqual(status, 200)
+        self.assertIn("default-src 'none'", headers["Content-Security-Policy"])
+        for path in set(re.findall(r'(?:href|src)="(/[^"]*)"', page)):
+            self.assertEqual(self.ask("GET", path)[0], 200, path)
+        self.assertNotRegex(page, "https?://|<style|onclick| style=")
+        self.assertEqual(self.ask("GET", "/console/../../etc/passwd")[0], 404)
+        trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+        body = json.dumps({"prompt": words(300, 4000), "max_tokens": 5})
+        status, headers, _ = self.ask("POST", "/v1/completions", body, {"Content-Type": "application/json",
+                                                                      "traceparent": f"00-{trace}-00f067aa0ba902b7-01"})
+        self.assertEqual(status, 200)
+        for name in (trace, headers["X-Request-Id"]):
+            record = json.loads(self.ask("GET", f"/api/requests/{name}")[2])
+            self.assertEqual((record["trace_id"], record["code"], record["tokens"]), (trace, "OK", 5))
+            self.assertEqual([p["name"] for p in record["phases"]], [
+                "tokenising the prompt", "waiting for other requests to end", "asking the store for the prompt's prefix", "in prefill", "decoding"])
+            self.assertAlmostEqual(sum(p["ms"] for p in record["phases"]), record["ms"], places=3)
+        for role in ("gateway", "prefill-0", "attention-0"):
+            self.cluster.wait_for(f"the trace in the log of {role}", lambda: f"trace={trace}" in self.cluster[role].log())
+        self.assertEqual(self.error("GET", "/api/requests/none")[0], 404)
+        status = json.loads(self.ask("GET", "/api/status")[2])
+        node = self.cluster["kvstore-0"]
+        self.assertEqual([n["endpoint"] for n in status["nodes"]], [node.address])
+        self.assertGreater(status["nodes"][0]["page_bytes"], 0)
+        self.assertTrue(all(w["usable"] for w in status["workers"]))
+        self.assertEqual(status["requests"]["latest"][0]["trace_id"], trace)
+        self.assertGreater(sum(status["ttft_seconds"]["counts"]), 0)
 
     def test_errors_have_openais_shape(self):
         ok = {"prompt": "x"}

@@ -49,7 +49,7 @@ try {
       await page.locator('#prompt').press('Control+Enter');
       await page.getByText(/^24 tokens/).waitFor();
       await page.evaluate(() => { document.activeElement.blur(); window.scrollTo(0, 0); });
-      if (folder) await page.screenshot({ path: `${folder}/console-${name}-${colorScheme}.png`, fullPage: true });
+      if (folder) await page.screenshot({ path: `${folder}/console-${name}-${colorScheme}.png` });
       await page.close();
       console.log(`ok: ${name}, ${colorScheme}`);
     }
