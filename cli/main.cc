@@ -78,6 +78,7 @@ std::vector<std::unique_ptr<Command>> AllCommands() {
   commands.push_back(NewServeCommand());
   commands.push_back(NewGenerateCommand());
   commands.push_back(NewStatusCommand());
+  commands.push_back(NewSizeCommand());
   commands.push_back(NewDemoCommand());
   commands.push_back(NewBenchCommand());
   commands.push_back(NewBenchDecodeCommand());  // a subcommand of the one before
