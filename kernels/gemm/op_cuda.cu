@@ -78,8 +78,8 @@ KernelStatus OpenLt(Lt* lt) {
 
 // Products with few rows of x read the weights once and do little else: a kernel of our own comes
 // nearer to the memory's rate. A thread block computes kChannels channels of y for all kRows rows
-// of x; its threads share k. Launched so that it may start while the kernel before it still runs:
-// the first weights are then under way when x is ready.
+// of x; its threads share k. It is made to start while the kernel before it still runs (off yet):
+// the first weights would then be under way when x is ready.
 constexpr int kMaxFewRows = 4;
 constexpr int kFewThreads = 128;
 constexpr int kFewUnroll = 4;    // rounds of loads under way
@@ -87,8 +87,8 @@ constexpr int kFewElements = 8;  // of a load
 
 template <int kRows, int kChannels, class Out>
 __global__ void __launch_bounds__(kFewThreads)
-    FewRowsKernel(const Bf16* x, const Bf16* __restrict__ w,
-                  const float* __restrict__ bias, Out* __restrict__ y, int64_t n, int64_t k) {
+    FewRowsKernel(const Bf16* x, const Bf16* __restrict__ w, const float* __restrict__ bias,
+                  Out* __restrict__ y, int64_t n, int64_t k) {
   constexpr int64_t kRound = kFewThreads * kFewElements;
   const int64_t first = int64_t{blockIdx.x} * kChannels;
   const Bf16* channel[kChannels];
@@ -285,7 +285,7 @@ class MatmulContext {
   Lt lt_{};
   cublasLtHandle_t handle_ = nullptr;
   void* workspace_ = nullptr;
-  bool programmatic_ = false;  // the device can start a kernel before the last one ended
+  bool programmatic_ = false;  // early starts: off, not measured yet
   std::map<Key, Plan> plans_;
 };
 
