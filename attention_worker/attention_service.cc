@@ -4,6 +4,7 @@
 
 #include "attention_worker/wire.h"
 #include "common/mutex.h"
+#include "common/rpc/guard.h"
 #include "common/rpc/status.h"
 #include "worker/wire.h"
 
@@ -18,7 +19,12 @@ constexpr Duration kDefaultDeadline = std::chrono::minutes(10);
 // Finish comes after the engine's last event.
 class DecodeReactor final : public grpc::ServerWriteReactor<v1::DecodeResponse> {
  public:
-  DecodeReactor(AttentionEngine* engine, DecodeJob job) : engine_(engine) {
+  DecodeReactor(AttentionEngine* engine, const absl::Status& caller, DecodeJob job)
+      : engine_(engine) {
+    if (!caller.ok()) {
+      Finish(rpc::ToGrpc(caller));
+      return;
+    }
     auto id = engine->Submit(
         std::move(job),
         {[this](const SampledToken& token) { OnToken(token); }, [this] { OnAlive(); },
@@ -103,18 +109,26 @@ grpc::ServerWriteReactor<v1::DecodeResponse>* AttentionService::Decode(
     grpc::CallbackServerContext* context, const v1::DecodeRequest* request) {
   DecodeJob job = FromWire(*request, rpc::DeadlineOf(*context, kDefaultDeadline));
   job.trace_id = rpc::TraceIdOf(*context);
-  return new DecodeReactor(engine_, std::move(job));
+  return new DecodeReactor(
+      engine_, rpc::CheckCaller(runtime_->guard.get(), *context, auth::kWorker).status(),
+      std::move(job));
 }
 
 grpc::ServerUnaryReactor* AttentionService::GetInfo(grpc::CallbackServerContext* context,
                                                     const v1::WorkerInfoRequest*,
                                                     v1::WorkerInfo* response) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const auto caller =
+      rpc::CheckCaller(runtime_->guard.get(), *context, auth::kWorker | auth::kOperator);
+  if (!caller.ok()) {
+    reactor->Finish(rpc::ToGrpc(caller.status()));
+    return reactor;
+  }
   worker::FillInfo(*runtime_, "attention", response);
   const AttentionLoad load = engine_->load();
   response->set_running(load.running);
   response->set_waiting(load.waiting);
   response->set_draining(engine_->draining());
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   reactor->Finish(grpc::Status::OK);
   return reactor;
 }

@@ -41,6 +41,8 @@ std::unique_ptr<Command> NewCalibrateCommand();
 std::unique_ptr<Command> NewEvalCommand();
 std::unique_ptr<Command> NewCodecShowCommand();
 std::unique_ptr<Command> NewCodecConvertCommand();
+std::unique_ptr<Command> NewHealthCommand();
+std::unique_ptr<Command> NewTokenNewCommand();
 // `commands`: all of them, for their tables; must outlive the result.
 std::unique_ptr<Command> NewDocsCommand(const std::vector<std::unique_ptr<Command>>* commands,
                                         const std::vector<OptionTable>* tables);

@@ -92,6 +92,8 @@ std::vector<std::unique_ptr<Command>> AllCommands() {
   commands.push_back(NewEvalCommand());
   commands.push_back(NewCodecShowCommand());
   commands.push_back(NewCodecConvertCommand());
+  commands.push_back(NewHealthCommand());
+  commands.push_back(NewTokenNewCommand());
   return commands;
 }
 

@@ -3,6 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "attention_worker/metrics.h"
 #include "common/metrics.h"
+#include "common/rpc/metrics.h"
 #include "gateway/metrics.h"
 #include "kvstore/metrics.h"
 #include "prefill_worker/metrics.h"
@@ -30,7 +31,8 @@ std::string MetricsPage() {
       Section<KvClientMetrics>("Store client (in workers and the gateway)"),
       Section<TransportMetrics>("Transport (in KV nodes and workers)"),
       Section<worker::WorkerMetrics>("Both workers"), Section<PrefillMetrics>("Prefill worker"),
-      Section<AttentionMetrics>("Attention worker"), Section<gateway::GatewayMetrics>("Gateway"));
+      Section<AttentionMetrics>("Attention worker"), Section<gateway::GatewayMetrics>("Gateway"),
+      Section<rpc::GuardMetrics>("gRPC server of every role"));
 }
 
 }  // namespace oscarkv::cli

@@ -9,6 +9,7 @@
 #include "absl/strings/str_format.h"
 #include "common/log.h"
 #include "common/rpc/client_security.h"
+#include "common/rpc/guard.h"
 #include "common/rpc/server.h"
 #include "common/status_macros.h"
 #include "common/task_pool.h"
@@ -19,7 +20,9 @@
 #include "gateway/metrics.h"
 #include "gateway/request_pipeline.h"
 #include "gateway/router.h"
+#include "gateway/tenant_quota.h"
 #include "gateway/worker_set.h"
+#include "kvstore/client/tenant_clients.h"
 #include "model/chat_template.h"
 #include "model/model_config.h"
 #include "model/tokenizer.h"
@@ -71,14 +74,14 @@ absl::Status CheckOptions(const GatewayOptions& options, bool have_store) {
   return CheckEndpoints("attention", options.attention);
 }
 
-absl::StatusOr<std::unique_ptr<KvClient>> ConnectStore(
+absl::StatusOr<std::unique_ptr<TenantClients>> ConnectStore(
     const GatewayOptions& options, std::shared_ptr<const rpc::ClientSecurity> security,
     MetricRegistry* metrics) {
   KvClientOptions client = ClientOptions(options.store);
   client.security = std::move(security);
   client.name = "gateway";
   client.metrics = metrics;
-  return KvClient::Create(client);
+  return TenantClients::Create(client, options.max_tenants);
 }
 
 }  // namespace
@@ -117,6 +120,14 @@ void AddOptions(OptionTable* table, GatewayOptions* o) {
                      "How long the start waits for the workers' first answers.");
   table->AddBytes("max-message-size", &o->max_message_bytes, 64u << 10, 1u << 30,
                   "Largest request that is accepted.");
+  table->AddInt("max-tenants", &o->max_tenants, 1, 4096,
+                "Tenants that have sessions at the store at once, the default one not counted.");
+  table->AddInt("tenant-max-running", &o->tenant_max_running, 0, 1 << 20,
+                "Requests that one tenant may have under way, those that wait included, unless the "
+                "auth file says otherwise; 0: no limit.");
+  table->AddInt64("tenant-tokens-per-second", &o->tenant_tokens_per_second, 0, int64_t{1} << 40,
+                  "Tokens of prompts and answers that one tenant may use, averaged over ten "
+                  "seconds, unless the auth file says otherwise; 0: no limit.");
   auth::AddServerSecurityOptions(table, &o->security);
   table->AddString("http-listen", &o->http_listen, "HOST:PORT",
                    "Address of the OpenAI-compatible HTTP API; port 0: any; empty: none.");
@@ -138,7 +149,9 @@ struct GatewayServer::Impl {
   std::unique_ptr<GatewayMetrics> metrics;
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<ChatTemplate> chat_template;  // may be null
-  std::unique_ptr<KvClient> store;
+  std::unique_ptr<TenantClients> stores;
+  std::unique_ptr<rpc::Guard> guard;
+  std::unique_ptr<TenantQuota> quota;
   std::unique_ptr<Router> router;
   std::unique_ptr<HttpServer> http;  // takes answers until the pipeline and the executor are gone
   std::unique_ptr<RequestPipeline> pipeline;
@@ -165,9 +178,10 @@ absl::Status GatewayServer::Impl::Load(MetricRegistry* given_registry,
   ASSIGN_OR_RETURN(tokenizer, Tokenizer::Load(options.model));
   ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(options.model));
   ASSIGN_OR_RETURN(const auto security, rpc::ClientSecurity::Create(options.security));
-  store = std::move(given_store);
-  if (store == nullptr) {
-    ASSIGN_OR_RETURN(store, ConnectStore(options, security, registry));
+  if (given_store != nullptr) {
+    stores = std::make_unique<TenantClients>(std::move(given_store));
+  } else {
+    ASSIGN_OR_RETURN(stores, ConnectStore(options, security, registry));
   }
 
   std::vector<std::unique_ptr<PrefillStub>> prefill;
@@ -183,6 +197,11 @@ absl::Status GatewayServer::Impl::Load(MetricRegistry* given_registry,
   workers = std::make_unique<WorkerSet>(worker_options, std::move(prefill), std::move(attention),
                                         metrics.get(), SteadyClock::Get());
 
+  ASSIGN_OR_RETURN(guard, rpc::Guard::Create(options.security, registry));
+  const auth::TenantLimits limits{options.tenant_max_running, options.tenant_tokens_per_second};
+  quota = std::make_unique<TenantQuota>(
+      [this, limits](const std::string& tenant) { return guard->LimitsOf(tenant, limits); },
+      SteadyClock::Get());
   executor = std::make_unique<TaskPool>(options.threads, "gateway-exec");
   PipelineOptions pipeline_options;
   pipeline_options.admission = {options.max_running, options.max_waiting};
@@ -196,12 +215,16 @@ absl::Status GatewayServer::Impl::Load(MetricRegistry* given_registry,
   const std::string name = absl::StrFormat("%08x", std::random_device()());
   pipeline = std::make_unique<RequestPipeline>(
       pipeline_options,
-      PipelineDeps{tokenizer.get(), store.get(), workers.get(), router.get(), executor.get(),
-                   metrics.get(), SteadyClock::Get()},
+      PipelineDeps{tokenizer.get(),
+                   [this](const std::string& tenant) {
+                     return stores->Of(tenant).value_or(nullptr);  // without it: a miss
+                   },
+                   quota.get(), workers.get(), router.get(), executor.get(), metrics.get(),
+                   SteadyClock::Get()},
       name);
   service = std::make_unique<GatewayService>(
-      ServiceDeps{pipeline.get(), workers.get(), store.get(), executor.get(), metrics.get(),
-                  tokenizer.get(), options.default_deadline, kStatusTimeout});
+      ServiceDeps{pipeline.get(), workers.get(), stores->standard(), executor.get(), metrics.get(),
+                  tokenizer.get(), guard.get(), options.default_deadline, kStatusTimeout});
   HttpApiDeps deps;
   deps.pipeline = pipeline.get();
   deps.workers = workers.get();

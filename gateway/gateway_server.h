@@ -35,6 +35,9 @@ struct GatewayOptions {
   int max_resumes = 3;
   Duration worker_wait = std::chrono::seconds(5);
   uint64_t max_message_bytes = 16u << 20;
+  int max_tenants = 64;
+  int tenant_max_running = 0;
+  int64_t tenant_tokens_per_second = 0;
   auth::SecurityOptions security;
   std::string http_listen;  // empty: no HTTP
   uint64_t http_max_body_bytes = 4u << 20;

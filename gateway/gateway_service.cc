@@ -125,20 +125,35 @@ void FinishOn(TaskPool* executor, grpc::ServerUnaryReactor* reactor, Work work) 
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GatewayService::Generate(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
-  absl::StatusOr<std::string> bytes = ToString(*request);
   auto* reactor = new GenerateReactor;
-  absl::StatusOr<GenerateInput> input =
-      bytes.ok() ? wire::ParseGenerateRequest(*bytes) : bytes.status();
-  if (input.ok()) input->trace_id = rpc::TraceIdOf(*context);
-  reactor->Begin(deps_.pipeline, std::move(input),
+  reactor->Begin(deps_.pipeline, ReadRequest(*context, *request),
                  rpc::DeadlineOf(*context, deps_.default_deadline));
   return reactor;
+}
+
+absl::StatusOr<GenerateInput> GatewayService::ReadRequest(
+    const grpc::CallbackServerContext& context, const grpc::ByteBuffer& request) const {
+  ASSIGN_OR_RETURN(const auth::Identity caller,
+                   rpc::CheckCaller(deps_.guard, context, auth::kClient));
+  ASSIGN_OR_RETURN(const std::string bytes, ToString(request));
+  ASSIGN_OR_RETURN(GenerateInput input, wire::ParseGenerateRequest(bytes));
+  RETURN_IF_ERROR(SetTenant(caller, &input));
+  input.trace_id = rpc::TraceIdOf(context);
+  return input;
+}
+
+bool GatewayService::Admit(const grpc::CallbackServerContext& context, auth::Roles roles,
+                           grpc::ServerUnaryReactor* reactor) const {
+  const auto caller = rpc::CheckCaller(deps_.guard, context, roles);
+  if (!caller.ok()) reactor->Finish(rpc::ToGrpc(caller.status()));
+  return caller.ok();
 }
 
 grpc::ServerUnaryReactor* GatewayService::Tokenize(grpc::CallbackServerContext* context,
                                                    const grpc::ByteBuffer* request,
                                                    grpc::ByteBuffer* response) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  if (!Admit(*context, auth::kClient, reactor)) return reactor;
   FinishOn(deps_.executor, reactor, [this, request, response]() -> absl::Status {
     ASSIGN_OR_RETURN(const std::string bytes, ToString(*request));
     ASSIGN_OR_RETURN(const std::string text, wire::ParseTokenizeRequest(bytes));
@@ -156,6 +171,7 @@ grpc::ServerUnaryReactor* GatewayService::GetModel(grpc::CallbackServerContext* 
                                                    const v1::GetModelRequest* request,
                                                    v1::GetModelResponse* response) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  if (!Admit(*context, auth::kClient | auth::kOperator, reactor)) return reactor;
   if (const auto model = deps_.workers->model()) {
     *response = wire::ToModelResponse(*model);
     reactor->Finish(grpc::Status::OK);
@@ -170,6 +186,8 @@ grpc::ServerUnaryReactor* GatewayService::GetStatus(grpc::CallbackServerContext*
                                                     const v1::GetStatusRequest* request,
                                                     v1::GetStatusResponse* response) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  // Other tenants' traffic shows in it.
+  if (!Admit(*context, auth::kOperator, reactor)) return reactor;
   FinishOn(deps_.executor, reactor, [this, response] {
     FillStatus(response);
     return absl::OkStatus();

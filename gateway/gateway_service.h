@@ -9,6 +9,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include "common/clock.h"
+#include "common/rpc/guard.h"
 #include "common/task_pool.h"
 #include "gateway/metrics.h"
 #include "gateway/request_pipeline.h"
@@ -25,8 +26,9 @@ struct ServiceDeps {
   TaskPool* executor = nullptr;
   GatewayMetrics* metrics = nullptr;
   const Tokenizer* tokenizer = nullptr;
-  Duration default_deadline{};  // of a Generate without one
-  Duration status_timeout{};    // for asking the store's nodes
+  const rpc::Guard* guard = nullptr;  // null: everybody may call
+  Duration default_deadline{};        // of a Generate without one
+  Duration status_timeout{};          // for asking the store's nodes
 };
 
 using GatewayServiceBase = v1::Gateway::WithRawCallbackMethod_Generate<
@@ -50,6 +52,12 @@ class GatewayService final : public GatewayServiceBase {
                                       v1::GetStatusResponse* response) override;
 
  private:
+  // Who asks, for whom, and for what.
+  absl::StatusOr<GenerateInput> ReadRequest(const grpc::CallbackServerContext& context,
+                                            const grpc::ByteBuffer& request) const;
+  // False: refused, and the call is finished.
+  bool Admit(const grpc::CallbackServerContext& context, auth::Roles roles,
+             grpc::ServerUnaryReactor* reactor) const;
   void FillStatus(v1::GetStatusResponse* response);
 
   const ServiceDeps deps_;

@@ -52,7 +52,8 @@ Request::Leftovers::~Leftovers() {
 }
 
 Request::Request(const Env* env, GenerateInput input, Time deadline,
-                 std::unique_ptr<Admission::Ticket> ticket, GenerateSink* sink)
+                 std::unique_ptr<Admission::Ticket> ticket,
+                 std::shared_ptr<TenantQuota::Share> share, GenerateSink* sink)
     : env_(env),
       input_(std::move(input)),
       deadline_(deadline),
@@ -60,6 +61,7 @@ Request::Request(const Env* env, GenerateInput input, Time deadline,
       arrival_unix_ms_(UnixMilliseconds()),
       stop_tokens_(Union(input_.stop_tokens,
                          input_.ignore_eos ? std::vector<int32_t>{} : env->options.eos_tokens)),
+      share_(std::move(share)),
       sink_(sink),
       stages_{{"tokenising the prompt", arrival_}},
       ticket_(std::move(ticket)),
@@ -123,6 +125,7 @@ void Request::Prepare() {
   if (ended_) return;
   tokens_ = std::move(tokens);
   usage_.prompt_tokens = static_cast<uint32_t>(tokens_.size());
+  share_->Charge(tokens_.size());
   route_.prompt_tokens = tokens_.size();
   route_.max_tokens = *max_tokens;
   FinishReason finish = FinishReason::kNone;
@@ -182,7 +185,8 @@ void Request::Match() {
   PrefixMatch match;
   if (!resumed_by_client()) {
     const Time until = std::min(deadline_, deps.clock->Now() + env_->options.match_timeout);
-    match = MatchPrefix(deps.store, *model, input_.tenant, prompt, until);
+    const auto store = deps.store_of ? deps.store_of(input_.tenant) : nullptr;
+    match = MatchPrefix(store.get(), *model, input_.tenant, prompt, until);
     if (match.failed) deps.metrics->match_failures.Increment();
   }
   absl::Status picked;
@@ -453,6 +457,7 @@ void Request::Relay(std::vector<SampledToken> tokens, FinishReason finish, Lefto
       break;
     }
   }
+  share_->Charge(output.tokens.size());
   if (finish == FinishReason::kNone) {
     if (!output.tokens.empty()) sink_->Write(std::move(output));
     return;
@@ -490,6 +495,7 @@ void Request::End(const absl::Status& status, Leftovers* left) {
   prefill_.Release();
   attention_.Release();
   env_->on_end(this);
+  share_->Leave();
   ticket_.reset();  // may start another request, that is post its next step
   env_->deps.metrics->requests.With({absl::StatusCodeToString(status.code())}).Increment();
   RequestRecord record = MakeRecord();

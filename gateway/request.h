@@ -35,6 +35,7 @@
 #include "gateway/metrics.h"
 #include "gateway/request_log.h"
 #include "gateway/router.h"
+#include "gateway/tenant_quota.h"
 #include "gateway/types.h"
 #include "gateway/validate.h"
 #include "gateway/worker_set.h"
@@ -65,10 +66,12 @@ struct PipelineOptions {
   Duration worker_silence = std::chrono::seconds(10);  // then an attention worker counts as lost
 };
 
-// All outlive the requests. The store may be null.
+// All outlive the requests.
 struct PipelineDeps {
   const Tokenizer* tokenizer = nullptr;
-  KvClient* store = nullptr;
+  // The store as a tenant sees it, null without one; may block. Null function: no store.
+  std::function<std::shared_ptr<KvClient>(const std::string& tenant)> store_of;
+  TenantQuota* quota = nullptr;
   WorkerSet* workers = nullptr;
   const Router* router = nullptr;
   TaskPool* executor = nullptr;
@@ -90,7 +93,8 @@ class Request : public std::enable_shared_from_this<Request> {
 
   // input.request_id is set. The sink lives until its Finish was called.
   Request(const Env* env, GenerateInput input, Time deadline,
-          std::unique_ptr<Admission::Ticket> ticket, GenerateSink* sink);
+          std::unique_ptr<Admission::Ticket> ticket, std::shared_ptr<TenantQuota::Share> share,
+          GenerateSink* sink);
 
   void Start();
   // Ends the request with `reason` if it has not ended: tells the sink, cancels what runs for it on
@@ -163,6 +167,7 @@ class Request : public std::enable_shared_from_this<Request> {
   const Time arrival_;
   const int64_t arrival_unix_ms_;
   const std::vector<int32_t> stop_tokens_;  // the request's and the model's
+  const std::shared_ptr<TenantQuota::Share> share_;
   GenerateSink* const sink_;
 
   Mutex mu_;

@@ -9,6 +9,14 @@
 #include "common/trace.h"
 
 namespace oscarkv::gateway {
+namespace {
+
+// Tenants do not meet each other's ids. Neither part has a space.
+std::string NameOf(const std::string& tenant, const std::string& request_id) {
+  return absl::StrCat(tenant, " ", request_id);
+}
+
+}  // namespace
 
 RequestPipeline::RequestPipeline(const PipelineOptions& options, const PipelineDeps& deps,
                                  std::string name)
@@ -41,16 +49,18 @@ absl::StatusOr<std::shared_ptr<Request>> RequestPipeline::Admit(GenerateInput in
   if (input.request_id.empty()) input.request_id = absl::StrCat(name_, "-", number);
   if (input.trace_id.empty()) input.trace_id = NewTraceId();
   if (input.attempt > 1) EndEarlierAttempt(input);
+  ASSIGN_OR_RETURN(auto share, env_.deps.quota->Enter(input.tenant));
   MutexLock lock(mu_);
   if (closed_) return absl::UnavailableError("the gateway is shutting down");
-  if (by_id_.contains(input.request_id)) {
+  const std::string name = NameOf(input.tenant, input.request_id);
+  if (by_name_.contains(name)) {
     return absl::AlreadyExistsError(
         absl::StrCat("request_id \"", input.request_id, "\": a request with this id is running"));
   }
   ASSIGN_OR_RETURN(auto ticket, admission_.Enter());
-  auto request =
-      std::make_shared<Request>(&env_, std::move(input), deadline, std::move(ticket), sink);
-  by_id_[request->id()] = request;
+  auto request = std::make_shared<Request>(&env_, std::move(input), deadline, std::move(ticket),
+                                           std::move(share), sink);
+  by_name_[name] = request;
   ++active_;
   return request;
 }
@@ -59,11 +69,11 @@ void RequestPipeline::EndEarlierAttempt(const GenerateInput& input) {
   std::shared_ptr<Request> earlier;
   {
     MutexLock lock(mu_);
-    const auto it = by_id_.find(input.request_id);
-    if (it == by_id_.end()) return;
+    const auto it = by_name_.find(NameOf(input.tenant, input.request_id));
+    if (it == by_name_.end()) return;
     earlier = it->second;
   }
-  if (earlier->tenant() != input.tenant || earlier->attempt() >= input.attempt) return;
+  if (earlier->attempt() >= input.attempt) return;
   // Forgets it before it returns; a third attempt that comes in between wins, and this one is told.
   earlier->Cancel(
       absl::AbortedError(absl::StrCat("attempt ", input.attempt, " took this one's place")));
@@ -72,7 +82,7 @@ void RequestPipeline::EndEarlierAttempt(const GenerateInput& input) {
 // Not the last reference: whoever ends a request holds one.
 void RequestPipeline::Forget(const Request* request) {
   MutexLock lock(mu_);
-  by_id_.erase(request->id());
+  by_name_.erase(NameOf(request->tenant(), request->id()));
 }
 
 void RequestPipeline::Leave() {
@@ -83,7 +93,7 @@ void RequestPipeline::Leave() {
 std::vector<std::shared_ptr<Request>> RequestPipeline::All() const {
   MutexLock lock(mu_);
   std::vector<std::shared_ptr<Request>> all;
-  for (const auto& [id, request] : by_id_) all.push_back(request);
+  for (const auto& [id, request] : by_name_) all.push_back(request);
   return all;
 }
 

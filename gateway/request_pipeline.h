@@ -68,7 +68,8 @@ class RequestPipeline {
   CondVar idle_;
   bool closed_ GUARDED_BY(mu_) = false;
   int active_ GUARDED_BY(mu_) = 0;  // admitted and not gone
-  absl::flat_hash_map<std::string, std::shared_ptr<Request>> by_id_ GUARDED_BY(mu_);
+  // By tenant and id.
+  absl::flat_hash_map<std::string, std::shared_ptr<Request>> by_name_ GUARDED_BY(mu_);
 };
 
 }  // namespace oscarkv::gateway

@@ -103,6 +103,15 @@ absl::StatusOr<uint32_t> MaxAnswerTokens(uint32_t asked, size_t prompt_tokens,
   return asked > 0 ? asked : std::min(limits.default_max_tokens, room);
 }
 
+absl::Status SetTenant(const auth::Identity& caller, GenerateInput* input) {
+  if (caller.everyone) return absl::OkStatus();
+  if (input->tenant.empty()) input->tenant = caller.tenant;
+  if (input->tenant == caller.tenant) return absl::OkStatus();
+  return absl::PermissionDeniedError(absl::StrCat("'", caller.name, "' may not act for tenant \"",
+                                                  absl::CHexEscape(input->tenant.substr(0, 64)),
+                                                  "\": leave it empty"));
+}
+
 absl::Status ValidateUtf8(absl::string_view field, absl::string_view text) {
   const size_t bad = FindInvalidUtf8(text);
   if (bad == absl::string_view::npos) return absl::OkStatus();

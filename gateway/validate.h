@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "common/auth/identity.h"
 #include "gateway/types.h"
 
 namespace oscarkv::gateway {
@@ -36,6 +37,10 @@ absl::Status ValidateRequest(const GenerateInput& input, const RequestLimits& li
 // context behind the prompt; the default gives way to what fits.
 absl::StatusOr<uint32_t> MaxAnswerTokens(uint32_t asked, size_t prompt_tokens,
                                          const RequestLimits& limits, const ModelLimits& model);
+
+// The tenant is the caller's, whatever the request says; kPermissionDenied when it names another.
+// Without authentication it is what the request says.
+absl::Status SetTenant(const auth::Identity& caller, GenerateInput* input);
 
 absl::Status ValidateUtf8(absl::string_view field, absl::string_view text);
 

@@ -35,7 +35,7 @@ struct PrefillEngine::Sequence {
       : id(id),
         job(std::move(job)),
         done(std::move(done)),
-        names(name_space),
+        names(name_space, SIZE_MAX, this->job.tenant),
         kv(pool),
         cancelled(std::move(cancelled)),
         arrived(now) {}
@@ -197,7 +197,8 @@ void PrefillEngine::StartQueued() {
     ++seq->pending_io;
     std::vector<BlockKey> chain(seq->names.chain().begin(), seq->names.chain().end());
     fetch_pool_->Post([this, seq, chain = std::move(chain)] {
-      auto matched = io_->client().Match(chain, io_->Deadline());
+      auto store = io_->Store(seq->names.tenant());
+      auto matched = store.ok() ? (*store)->Match(chain, io_->Deadline()) : store.status();
       mailbox_.Post([this, seq, matched = std::move(matched)] { OnMatched(seq, matched); });
     });
   }

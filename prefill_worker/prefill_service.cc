@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "common/rpc/guard.h"
 #include "common/rpc/status.h"
 #include "prefill_worker/wire.h"
 #include "worker/wire.h"
@@ -16,8 +17,13 @@ constexpr Duration kDefaultDeadline = std::chrono::minutes(10);
 // exactly once.
 class PrefillReactor final : public grpc::ServerUnaryReactor {
  public:
-  PrefillReactor(PrefillEngine* engine, PrefillJob job, v1::PrefillResponse* response)
+  PrefillReactor(PrefillEngine* engine, const absl::Status& caller, PrefillJob job,
+                 v1::PrefillResponse* response)
       : engine_(engine) {
+    if (!caller.ok()) {
+      Finish(rpc::ToGrpc(caller));
+      return;
+    }
     auto id =
         engine->Submit(std::move(job), [this, response](absl::StatusOr<PrefillResult> result) {
           if (result.ok()) ToWire(*result, response);
@@ -44,18 +50,26 @@ grpc::ServerUnaryReactor* PrefillService::Prefill(grpc::CallbackServerContext* c
                                                   v1::PrefillResponse* response) {
   PrefillJob job = FromWire(*request, rpc::DeadlineOf(*context, kDefaultDeadline));
   job.trace_id = rpc::TraceIdOf(*context);
-  return new PrefillReactor(engine_, std::move(job), response);
+  return new PrefillReactor(
+      engine_, rpc::CheckCaller(runtime_->guard.get(), *context, auth::kWorker).status(),
+      std::move(job), response);
 }
 
 grpc::ServerUnaryReactor* PrefillService::GetInfo(grpc::CallbackServerContext* context,
                                                   const v1::WorkerInfoRequest*,
                                                   v1::WorkerInfo* response) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const auto caller =
+      rpc::CheckCaller(runtime_->guard.get(), *context, auth::kWorker | auth::kOperator);
+  if (!caller.ok()) {
+    reactor->Finish(rpc::ToGrpc(caller.status()));
+    return reactor;
+  }
   worker::FillInfo(*runtime_, "prefill", response);
   const WorkerLoad load = engine_->load();
   response->set_running(load.running);
   response->set_waiting(load.waiting);
   response->set_draining(engine_->draining());
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   reactor->Finish(grpc::Status::OK);
   return reactor;
 }

@@ -19,8 +19,11 @@ BlockKey PartialPlacement(const ChainNames& names, const BlockKey& own) {
 }
 }  // namespace
 
-ChainNames::ChainNames(const Sha256Digest& name_space, size_t answers_from)
-    : name_space_(name_space), answers_(name_space), answers_from_(answers_from) {
+ChainNames::ChainNames(const Sha256Digest& name_space, size_t answers_from, std::string tenant)
+    : name_space_(name_space),
+      answers_(name_space),
+      answers_from_(answers_from),
+      tenant_(std::move(tenant)) {
   if (answers_from == SIZE_MAX) return;
   answers_ = Sha256().Update(name_space.data(), name_space.size()).Update("answers").Finish();
 }
@@ -33,9 +36,13 @@ void ChainNames::Extend(absl::Span<const int32_t> tokens) {
   }
 }
 
-BlockIo::BlockIo(KvClient* client, KvArena* arena, const BlockIdentity& identity,
+BlockIo::BlockIo(StoreOf store_of, KvArena* arena, const BlockIdentity& identity,
                  const BlockIoOptions& options, const Clock* clock)
-    : client_(client), arena_(arena), identity_(identity), options_(options), clock_(clock) {}
+    : store_of_(std::move(store_of)),
+      arena_(arena),
+      identity_(identity),
+      options_(options),
+      clock_(clock) {}
 
 Sha256Digest BlockIo::NameSpace(absl::string_view tenant) const {
   NamespaceFields fields;
@@ -50,8 +57,9 @@ Sha256Digest BlockIo::NameSpace(absl::string_view tenant) const {
   return NamespaceDigest(fields);
 }
 
-StoredBlock BlockIo::Describe(BlockKind kind, int tokens) const {
+StoredBlock BlockIo::Describe(const ChainNames& names, BlockKind kind, int tokens) const {
   StoredBlock block;
+  block.tenant = names.tenant();
   block.header = {.profile = identity_.profile,
                   .body = static_cast<BlockBody>(kind),
                   .canonical_history = identity_.canonical_history,
@@ -66,7 +74,8 @@ StoredBlock BlockIo::Describe(BlockKind kind, int tokens) const {
 }
 
 StoredBlock BlockIo::Main(const ChainNames& names, const SequenceKv& kv, int b) const {
-  StoredBlock block = Describe(IsPage(b) ? BlockKind::kPage : BlockKind::kBf16, kBlockTokens);
+  StoredBlock block =
+      Describe(names, IsPage(b) ? BlockKind::kPage : BlockKind::kBf16, kBlockTokens);
   block.spec.key = names.chain()[b];
   block.spec.parent = names.parent(b);
   block.spec.placement = PlacementOf(names.chain(), b);
@@ -81,7 +90,7 @@ StoredBlock BlockIo::Main(const ChainNames& names, const SequenceKv& kv, int b) 
 }
 
 StoredBlock BlockIo::Window(const ChainNames& names, const SequenceKv& kv, int b) const {
-  StoredBlock block = Describe(BlockKind::kHandover, kBlockTokens);
+  StoredBlock block = Describe(names, BlockKind::kHandover, kBlockTokens);
   block.spec.key = WindowKey(names.chain()[b]);
   block.spec.placement = PlacementOf(names.chain(), b);
   block.header_slot = arena_->block_header(kv.at(b).block);
@@ -91,7 +100,7 @@ StoredBlock BlockIo::Window(const ChainNames& names, const SequenceKv& kv, int b
 
 StoredBlock BlockIo::Partial(const ChainNames& names, const SequenceKv& kv,
                              absl::Span<const int32_t> rows) const {
-  StoredBlock block = Describe(BlockKind::kHandover, static_cast<int>(rows.size()));
+  StoredBlock block = Describe(names, BlockKind::kHandover, static_cast<int>(rows.size()));
   const int b = static_cast<int>(names.chain().size());
   block.spec.key =
       PartialKey(names.name_space(b * kBlockTokens + rows.size()), names.parent(b), rows);
@@ -105,6 +114,12 @@ std::vector<absl::Status> BlockIo::Fetch(absl::Span<const StoredBlock> blocks,
                                          const std::atomic<bool>& cancelled,
                                          TransferTotals* totals) const {
   std::vector<absl::Status> statuses;
+  if (blocks.empty()) return statuses;
+  const auto store = Store(blocks[0].tenant);
+  if (!store.ok()) {
+    statuses.assign(blocks.size(), store.status());
+    return statuses;
+  }
   statuses.reserve(blocks.size());
   for (size_t begin = 0; begin < blocks.size(); begin += kFetchGroup) {
     const auto group = blocks.subspan(begin, kFetchGroup);
@@ -119,10 +134,10 @@ std::vector<absl::Status> BlockIo::Fetch(absl::Span<const StoredBlock> blocks,
           {block.spec.key, block.spec.placement, {block.HeaderPiece(), block.BodyPiece()}});
     }
     TransferTotals moved;
-    std::vector<absl::Status> got = client_->Get(requests, Deadline(), &moved);
+    std::vector<absl::Status> got = (*store)->Get(requests, Deadline(), &moved);
     AddTotals(moved, totals);
     for (size_t i = 0; i < group.size(); ++i) {
-      statuses.push_back(got[i].ok() ? CheckFetched(group[i]) : std::move(got[i]));
+      statuses.push_back(got[i].ok() ? CheckFetched(store->get(), group[i]) : std::move(got[i]));
     }
   }
   return statuses;
@@ -130,13 +145,13 @@ std::vector<absl::Status> BlockIo::Fetch(absl::Span<const StoredBlock> blocks,
 
 // The checksums were right, so a wrong header is a block that someone stored under this key by
 // mistake.
-absl::Status BlockIo::CheckFetched(const StoredBlock& block) const {
+absl::Status BlockIo::CheckFetched(KvClient* store, const StoredBlock& block) const {
   auto header = DecodeHeader(absl::MakeConstSpan(block.header_slot, kBlockHeaderBytes));
   absl::Status status = header.ok() ? CheckHeader(*header, block.header) : header.status();
   if (status.ok()) return status;
   LogWarn("a stored block is not what its key says",
           {{"key", block.spec.key.Hex()}, {"error", std::string(status.message())}});
-  client_->Erase({block.spec.key}, {block.spec.placement}, Deadline()).IgnoreError();
+  store->Erase({block.spec.key}, {block.spec.placement}, Deadline()).IgnoreError();
   return absl::DataLossError(
       absl::StrCat("header of block ", block.spec.key.Hex(), ": ", status.message()));
 }

@@ -10,6 +10,8 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -28,7 +30,8 @@ class ChainNames {
  public:
   // `answers_from`: blocks with a token from this one on get names of their own, by which no prompt
   // finds them; see BlockIoOptions.
-  explicit ChainNames(const Sha256Digest& name_space, size_t answers_from = SIZE_MAX);
+  explicit ChainNames(const Sha256Digest& name_space, size_t answers_from = SIZE_MAX,
+                      std::string tenant = "");
   // Hashes the full blocks of `tokens` (the whole sequence, an extension of the last call's) that
   // are new.
   void Extend(absl::Span<const int32_t> tokens);
@@ -38,17 +41,20 @@ class ChainNames {
     return end > answers_from_ ? answers_ : name_space_;
   }
   // Of the same sequence, none of it named yet.
-  ChainNames Fresh() const { return ChainNames(name_space_, answers_from_); }
+  ChainNames Fresh() const { return ChainNames(name_space_, answers_from_, tenant_); }
+  const std::string& tenant() const { return tenant_; }
   BlockKey parent(int b) const { return b == 0 ? BlockKey{} : chain_[b - 1]; }
 
  private:
   Sha256Digest name_space_, answers_;
   size_t answers_from_;
+  std::string tenant_;
   std::vector<BlockKey> chain_;
 };
 
 // A block of the store and where it lies in this worker.
 struct StoredBlock {
+  std::string tenant;
   BlockSpec spec;
   BlockHeader header;  // to write, or to expect
   uint8_t* header_slot = nullptr;
@@ -82,24 +88,30 @@ struct BlockIoOptions {
   bool deterministic = false;
 };
 
-// Thread-safe. `client` and `arena` outlive it.
+// The store as one tenant sees it. May block while it connects.
+using StoreOf = std::function<absl::StatusOr<std::shared_ptr<KvClient>>(const std::string&)>;
+
+// Thread-safe. What `store_of` and `arena` stand for outlives it.
 class BlockIo {
  public:
-  BlockIo(KvClient* client, KvArena* arena, const BlockIdentity& identity,
+  BlockIo(StoreOf store_of, KvArena* arena, const BlockIdentity& identity,
           const BlockIoOptions& options, const Clock* clock);
 
   // The digest that all block keys of a tenant start from.
   Sha256Digest NameSpace(absl::string_view tenant) const;
   // For a sequence whose tokens behind the first `prompt_tokens` are an answer.
   ChainNames Names(absl::string_view tenant, size_t prompt_tokens) const {
-    return ChainNames(NameSpace(tenant), options_.deterministic ? prompt_tokens : SIZE_MAX);
+    return ChainNames(NameSpace(tenant), options_.deterministic ? prompt_tokens : SIZE_MAX,
+                      std::string(tenant));
   }
   bool coded() const {
     return identity_.profile != Profile::kBf16;
   }  // blocks behind the sink have pages
   const BlockIdentity& identity() const { return identity_; }
   bool deterministic() const { return options_.deterministic; }
-  KvClient& client() const { return *client_; }
+  absl::StatusOr<std::shared_ptr<KvClient>> Store(const std::string& tenant) const {
+    return store_of_(tenant);
+  }
   KvArena& arena() const { return *arena_; }
   const Clock& clock() const { return *clock_; }
   Time Deadline() const { return clock_->Now() + options_.timeout; }
@@ -113,17 +125,17 @@ class BlockIo {
   StoredBlock Partial(const ChainNames& names, const SequenceKv& kv,
                       absl::Span<const int32_t> rows) const;
 
-  // Reads blocks into their slots and checks their headers. One status per block; a block whose
-  // header is not as expected is erased and kDataLoss. Looks at `cancelled` between groups of
-  // blocks: then kCancelled for the rest.
+  // Reads blocks, all of one tenant, into their slots and checks their headers. One status per
+  // block; a block whose header is not as expected is erased and kDataLoss. Looks at `cancelled`
+  // between groups of blocks: then kCancelled for the rest.
   std::vector<absl::Status> Fetch(absl::Span<const StoredBlock> blocks,
                                   const std::atomic<bool>& cancelled, TransferTotals* totals) const;
 
  private:
-  StoredBlock Describe(BlockKind kind, int tokens) const;
-  absl::Status CheckFetched(const StoredBlock& block) const;
+  StoredBlock Describe(const ChainNames& names, BlockKind kind, int tokens) const;
+  absl::Status CheckFetched(KvClient* store, const StoredBlock& block) const;
 
-  KvClient* const client_;
+  const StoreOf store_of_;
   KvArena* const arena_;
   const BlockIdentity identity_;
   const BlockIoOptions options_;

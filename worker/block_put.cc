@@ -99,11 +99,13 @@ void BlockPut::Open() {
       return;
     }
   }
-  auto batch = putter_->io_->client().StartPut(specs, putter_->io_->Deadline());
+  auto store = putter_->io_->Store(blocks_[0].tenant);
+  auto batch = store.ok() ? (*store)->StartPut(specs, putter_->io_->Deadline()) : store.status();
   if (!batch.ok()) {
     statuses_.assign(blocks_.size(), batch.status());
     return;
   }
+  store_ = *std::move(store);
   batch_ = *std::move(batch);
   statuses_.assign(batch_->statuses().begin(), batch_->statuses().end());
 }

@@ -53,6 +53,7 @@ class BlockPut : public std::enable_shared_from_this<BlockPut> {
   const int num_layers_;
   std::vector<StoredBlock> blocks_;  // that no other put had under way; fixed before the first Pump
   // Touched by one Pump at a time.
+  std::shared_ptr<KvClient> store_;  // of the blocks' tenant; outlives the batch
   std::unique_ptr<PutBatch> batch_;
   std::vector<absl::Status> statuses_;  // of blocks_
   bool opened_ = false;
@@ -77,8 +78,8 @@ class BlockPutter {
   BlockPutter(const BlockIo* io, TaskPool* pool) : io_(io), pool_(pool) {}
 
   // Reserves room on an I/O thread. The blocks' slots must stay, and the bytes of a layer unchanged
-  // once it was called ready, until `done`, which comes exactly once, from an I/O thread. No block
-  // twice in one call.
+  // once it was called ready, until `done`, which comes exactly once, from an I/O thread. All of
+  // one tenant, and no block twice in one call.
   std::shared_ptr<BlockPut> Start(std::vector<StoredBlock> blocks,
                                   std::function<void(PutOutcome)> done);
 

@@ -61,6 +61,8 @@ void AddWorkerOptions(OptionTable* table, WorkerOptions* o) {
       "Deadline of one call to the store; what fails is computed again, or not cached");
   table->AddInt("io-threads", &o->io_threads, 1, 64,
                 "Threads that wait for the store, for fetches and for puts each");
+  table->AddInt("max-tenants", &o->max_tenants, 1, 4096,
+                "Tenants that have sessions at the store at once, the default one not counted");
   auth::AddServerSecurityOptions(table, &o->security);
 }
 

@@ -35,6 +35,7 @@ struct WorkerOptions {
   Duration handover_ttl = std::chrono::seconds(120);
   Duration store_timeout = std::chrono::seconds(5);
   int io_threads = 4;
+  int max_tenants = 64;
   auth::SecurityOptions security;
 };
 // Rows for all of them.

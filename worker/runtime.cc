@@ -9,7 +9,9 @@
 #include "common/log.h"
 #include "common/options.h"
 #include "common/rpc/client_security.h"
+#include "common/rpc/guard.h"
 #include "common/status_macros.h"
+#include "kvstore/client/tenant_clients.h"
 
 namespace oscarkv::worker {
 namespace {
@@ -109,7 +111,9 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> BuildRuntime(
   client.name = role;
   client.transport = runtime->transport.get();
   client.metrics = registry;
-  ASSIGN_OR_RETURN(runtime->client, KvClient::Create(client));
+  ASSIGN_OR_RETURN(runtime->stores, TenantClients::Create(client, options.max_tenants));
+
+  ASSIGN_OR_RETURN(runtime->guard, rpc::Guard::Create(options.security, registry));
 
   const bool coded = codec->profile() != Profile::kBf16;
   ASSIGN_OR_RETURN(runtime->arena, BuildArena(options, config.kv_shape(), coded,
@@ -119,7 +123,8 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> BuildRuntime(
                                runtime->runner->prefill_history() == PrefillHistory::kCanonical,
                                config.kv_shape(), codec->fingerprint(), runtime->model_fingerprint};
   runtime->io = std::make_unique<BlockIo>(
-      runtime->client.get(), runtime->arena.get(), identity,
+      [stores = runtime->stores.get()](const std::string& tenant) { return stores->Of(tenant); },
+      runtime->arena.get(), identity,
       BlockIoOptions{options.handover_ttl, options.store_timeout, options.deterministic},
       SteadyClock::Get());
   runtime->metrics = std::make_unique<WorkerMetrics>(registry, role);

@@ -19,6 +19,13 @@
 #include "worker/metrics.h"
 #include "worker/options.h"
 
+namespace oscarkv {
+class TenantClients;
+namespace rpc {
+class Guard;
+}
+}  // namespace oscarkv
+
 namespace oscarkv::worker {
 
 // Slots of the pools when no size was asked for.
@@ -32,8 +39,9 @@ struct WorkerRuntime {
   std::string model_name;  // the folder's
   Sha256Digest model_fingerprint{};
   std::unique_ptr<ModelRunner> runner;
-  std::unique_ptr<Transport> transport;  // null: data path grpc
-  std::unique_ptr<KvClient> client;
+  std::unique_ptr<Transport> transport;     // null: data path grpc
+  std::shared_ptr<const rpc::Guard> guard;  // null: everybody may call
+  std::shared_ptr<TenantClients> stores;
   std::unique_ptr<KvArena> arena;
   std::shared_ptr<void> device_pool;  // what ModelRunner::PreparePool gave
   std::unique_ptr<BlockIo> io;

@@ -25,13 +25,18 @@ std::vector<std::string> PeerNames(const grpc::ServerContextBase& context) {
   return names;
 }
 
+auth::Identity Everyone() {
+  auth::Identity everyone;
+  everyone.roles = auth::kAllRoles;
+  everyone.everyone = true;
+  return everyone;
+}
+
 }  // namespace
 
 Guard::Guard(std::shared_ptr<auth::Authenticator> authenticator, MetricRegistry* registry)
     : authenticator_(std::move(authenticator)) {
-  if (registry == nullptr) return;
-  refused_ = &registry->AddCounter("oscarkv_auth_refused_total",
-                                   "Calls refused for who made them, or for whom", {"code"});
+  if (registry != nullptr) metrics_ = std::make_unique<GuardMetrics>(registry);
 }
 
 absl::StatusOr<std::unique_ptr<Guard>> Guard::Create(const auth::SecurityOptions& options,
@@ -45,31 +50,37 @@ absl::StatusOr<std::unique_ptr<Guard>> Guard::Create(const auth::SecurityOptions
 
 absl::StatusOr<auth::Identity> Guard::Check(const grpc::ServerContextBase& context,
                                             auth::Roles roles) const {
-  if (authenticator_ == nullptr) {
-    auth::Identity everyone;
-    everyone.roles = auth::kAllRoles;
-    everyone.everyone = true;
-    return everyone;
-  }
+  if (authenticator_ == nullptr) return Everyone();
   const auto [begin, end] = context.client_metadata().equal_range("authorization");
   const absl::string_view header = begin == end ? "" : View(begin->second);
   if (begin != end && std::next(begin) != end)
     return Refuse(absl::UnauthenticatedError("several authorization headers: expected one"));
-  auto identity = authenticator_->Check(header, PeerNames(context), roles);
+  return Check(header, PeerNames(context), roles);
+}
+
+absl::StatusOr<auth::Identity> Guard::Check(absl::string_view authorization,
+                                            absl::Span<const std::string> names,
+                                            auth::Roles roles) const {
+  if (authenticator_ == nullptr) return Everyone();
+  auto identity = authenticator_->Check(authorization, names, roles);
   return identity.ok() ? identity : Refuse(identity.status());
 }
 
 absl::Status Guard::Refuse(absl::Status status) const {
-  if (refused_ != nullptr) {
-    refused_->With({absl::IsUnauthenticated(status) ? "unauthenticated" : "permission_denied"})
-        .Increment();
-  }
+  if (metrics_ != nullptr)
+    metrics_->refused.With({absl::StatusCodeToString(status.code())}).Increment();
   return status;
 }
 
 auth::TenantLimits Guard::LimitsOf(absl::string_view tenant,
                                    const auth::TenantLimits& defaults) const {
   return authenticator_ == nullptr ? defaults : authenticator_->LimitsOf(tenant, defaults);
+}
+
+absl::StatusOr<auth::Identity> CheckCaller(const Guard* guard,
+                                           const grpc::ServerContextBase& context,
+                                           auth::Roles roles) {
+  return guard == nullptr ? Everyone() : guard->Check(context, roles);
 }
 
 }  // namespace oscarkv::rpc

@@ -4,11 +4,14 @@
 #include <grpcpp/grpcpp.h>
 
 #include <memory>
+#include <string>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "common/auth/authenticator.h"
 #include "common/auth/security_options.h"
-#include "common/metrics.h"
+#include "common/rpc/metrics.h"
 
 namespace oscarkv::rpc {
 
@@ -26,6 +29,11 @@ class Guard {
   // none of `roles`.
   absl::StatusOr<auth::Identity> Check(const grpc::ServerContextBase& context,
                                        auth::Roles roles) const;
+  // The same for a caller over HTTP: `authorization` is the header's value, `names` those that a
+  // client certificate proves.
+  absl::StatusOr<auth::Identity> Check(absl::string_view authorization,
+                                       absl::Span<const std::string> names,
+                                       auth::Roles roles) const;
   // Counts a refusal that a handler found itself (another tenant's session), and returns it.
   absl::Status Refuse(absl::Status status) const;
   auth::TenantLimits LimitsOf(absl::string_view tenant, const auth::TenantLimits& defaults) const;
@@ -33,7 +41,12 @@ class Guard {
 
  private:
   const std::shared_ptr<auth::Authenticator> authenticator_;
-  MetricFamily* refused_ = nullptr;
+  std::unique_ptr<GuardMetrics> metrics_;  // may be null
 };
+
+// `guard` may be null: then everybody may do all.
+absl::StatusOr<auth::Identity> CheckCaller(const Guard* guard,
+                                           const grpc::ServerContextBase& context,
+                                           auth::Roles roles);
 
 }  // namespace oscarkv::rpc

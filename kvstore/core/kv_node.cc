@@ -115,6 +115,13 @@ absl::StatusOr<std::shared_ptr<Session>> KvNode::FindSession(uint64_t id) {
   return it->second;
 }
 
+std::optional<std::string> KvNode::TenantOf(uint64_t session_id) const {
+  MutexLock lock(sessions_mu_);
+  const auto it = sessions_.find(session_id);
+  if (it == sessions_.end()) return std::nullopt;
+  return it->second->tenant->name;
+}
+
 std::vector<std::shared_ptr<Session>> KvNode::AllSessions() const {
   MutexLock lock(sessions_mu_);
   std::vector<std::shared_ptr<Session>> all;

@@ -103,6 +103,9 @@ class KvNode {
   using GetDone = std::function<void(const absl::Status&, const kv::GetStartResponse&)>;
   void StartGet(const kv::GetStartRequest& request, Duration budget, GetDone done);
 
+  // Whose session it is; none: unknown, or expired.
+  std::optional<std::string> TenantOf(uint64_t session_id) const;
+
   // The streaming data path. Copies under the session's lock, so neither pin nor reservation can go
   // away meanwhile; at most kMaxChunkBytes at once. kAborted: the pin is gone; kNotFound: no such
   // reservation; kInvalidArgument: out of its bounds.

@@ -154,6 +154,7 @@ struct KvStoreServer::Impl {
   std::unique_ptr<KvTierMetrics> tier_metrics;
   std::unique_ptr<Tier> tier;  // null: only memory
   std::unique_ptr<KvNode> node;
+  std::unique_ptr<rpc::Guard> guard;
   std::unique_ptr<KvStoreService> service;
   std::unique_ptr<Ticker> ticker;
   std::unique_ptr<rpc::Server> server;
@@ -255,7 +256,9 @@ absl::StatusOr<std::unique_ptr<KvStoreServer>> KvStoreServer::Start(
   impl->node =
       std::make_unique<KvNode>(node_options, arena, SteadyClock::Get(), impl->metrics.get(),
                                impl->tier.get(), impl->tier_metrics.get());
-  impl->service = std::make_unique<KvStoreService>(impl->node.get(), impl->metrics.get());
+  ASSIGN_OR_RETURN(impl->guard, rpc::Guard::Create(options.security, registry));
+  impl->service =
+      std::make_unique<KvStoreService>(impl->node.get(), impl->metrics.get(), impl->guard.get());
   impl->ticker = std::make_unique<Ticker>(impl->node.get());
 
   rpc::ServerSettings settings;

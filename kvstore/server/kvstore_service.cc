@@ -2,8 +2,13 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
+#include <string>
+#include <type_traits>
+#include <utility>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/strings/str_cat.h"
 #include "common/rpc/status.h"
 #include "kvstore/adapter.h"
 
@@ -29,12 +34,58 @@ void CountItemErrors(KvNodeMetrics* metrics, absl::string_view call, const Respo
   }
 }
 
+// A client's calls belong to its tenant: it opens sessions for that one, and uses no other's. The
+// processes of the cluster (role worker) act for all.
+class Caller {
+ public:
+  Caller(const rpc::Guard* guard, const grpc::ServerContextBase& context, auth::Roles roles)
+      : guard_(guard), identity_(rpc::CheckCaller(guard, context, roles)) {}
+  absl::Status status() const { return identity_.status(); }
+  bool in_cluster() const { return identity_->everyone || identity_->Has(auth::kWorker); }
+
+  absl::Status CheckTenant(std::string* tenant) const {
+    if (tenant->empty() && !in_cluster()) *tenant = identity_->tenant;
+    if (identity_->MayActFor(*tenant)) return absl::OkStatus();
+    return guard_->Refuse(absl::PermissionDeniedError(
+        absl::StrCat("'", identity_->name, "' may not act for tenant '", *tenant, "'")));
+  }
+  // Of an unknown session the node says so itself.
+  absl::Status CheckSession(const KvNode& node, uint64_t session_id) const {
+    if (in_cluster()) return absl::OkStatus();
+    const std::optional<std::string> tenant = node.TenantOf(session_id);
+    if (!tenant || *tenant == identity_->tenant) return absl::OkStatus();
+    return guard_->Refuse(absl::PermissionDeniedError(
+        absl::StrCat("this session is not of a client of '", identity_->name, "'")));
+  }
+  template <typename Native>
+  absl::Status CheckRequest(const KvNode& node, Native* request) const {
+    if constexpr (requires { request->tenant; }) return CheckTenant(&request->tenant);
+    if constexpr (requires { request->session_id; }) return CheckSession(node, request->session_id);
+    return absl::OkStatus();
+  }
+
+ private:
+  const rpc::Guard* const guard_;
+  const absl::StatusOr<auth::Identity> identity_;
+};
+
+// Shared memory and RDMA know no tenants: who is not of the cluster gets no key to the arena. Its
+// blocks travel over the streams, where every piece is checked against the session's pins.
+void HideTransport(kv::OpenSessionResponse* answer) {
+  answer->transport_address.clear();
+  answer->exported_arena.clear();
+  answer->transport_name.clear();
+}
+
 // Sends pieces of pinned blocks in chunks.
 class ReadReactor final : public grpc::ServerWriteReactor<v1::ReadBlocksResponse> {
  public:
-  ReadReactor(KvNode* node, KvNodeMetrics* metrics, const v1::ReadBlocksRequest& request)
+  ReadReactor(KvNode* node, KvNodeMetrics* metrics, const Caller& caller,
+              const v1::ReadBlocksRequest& request)
       : node_(node), metrics_(metrics), session_id_(request.session_id()) {
-    const absl::Status checked = FromProto(request, &pieces_);
+    absl::Status checked = caller.status();
+    if (checked.ok()) checked = caller.CheckSession(*node, session_id_);
+    if (checked.ok()) checked = FromProto(request, &pieces_);
     if (checked.ok()) {
       Next();
     } else {
@@ -81,14 +132,20 @@ class ReadReactor final : public grpc::ServerWriteReactor<v1::ReadBlocksResponse
 // on.
 class WriteReactor final : public grpc::ServerReadReactor<v1::WriteBlocksRequest> {
  public:
-  WriteReactor(KvNode* node, KvNodeMetrics* metrics, v1::WriteBlocksResponse* response)
-      : node_(node), metrics_(metrics), response_(response) {
-    StartRead(&chunk_);
+  WriteReactor(KvNode* node, KvNodeMetrics* metrics, Caller caller,
+               v1::WriteBlocksResponse* response)
+      : node_(node), metrics_(metrics), caller_(std::move(caller)), response_(response) {
+    if (caller_.status().ok()) {
+      StartRead(&chunk_);
+    } else {
+      Finish(rpc::ToGrpc(caller_.status()));
+    }
   }
   void OnReadDone(bool ok) override {
     if (!ok) return Conclude();
     kv::WriteChunk chunk;
-    const absl::Status checked = FromProto(chunk_, &chunk);
+    absl::Status checked = caller_.CheckSession(*node_, chunk_.session_id());
+    if (checked.ok()) checked = FromProto(chunk_, &chunk);
     if (!checked.ok()) return Finish(rpc::ToGrpc(checked));
     const absl::string_view data = chunk_.data();
     const absl::Status written = node_->WriteReserved(
@@ -117,6 +174,7 @@ class WriteReactor final : public grpc::ServerReadReactor<v1::WriteBlocksRequest
 
   KvNode* const node_;
   KvNodeMetrics* const metrics_;
+  const Caller caller_;
   v1::WriteBlocksResponse* const response_;
   v1::WriteBlocksRequest chunk_;
   absl::flat_hash_map<BlockKey, absl::Status> errors_;  // the first of each block
@@ -132,8 +190,16 @@ grpc::ServerUnaryReactor* KvStoreService::Unary(absl::string_view call,
   const Time started = Now();
   Native native;
   typename Native::Response answer;
-  absl::Status status = FromProto(request, &native);
+  // How the node is, is for those who run the cluster.
+  constexpr bool kStats = std::is_same_v<Native, kv::StatsRequest>;
+  const Caller caller(guard_, *context, auth::kWorker | (kStats ? auth::kOperator : auth::kClient));
+  absl::Status status = caller.status();
+  if (status.ok()) status = FromProto(request, &native);
+  if (status.ok()) status = caller.CheckRequest(*node_, &native);
   if (status.ok()) status = node_->Handle(native, &answer);
+  if constexpr (std::is_same_v<Native, kv::OpenSessionRequest>) {
+    if (status.ok() && !caller.in_cluster()) HideTransport(&answer);
+  }
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   Reply(call, status, answer, started, response, reactor);
   return reactor;
@@ -158,7 +224,11 @@ grpc::ServerUnaryReactor* KvStoreService::GetStart(grpc::CallbackServerContext* 
   const Time started = Now();
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   kv::GetStartRequest native;
-  if (const absl::Status checked = FromProto(*request, &native); !checked.ok()) {
+  const Caller caller(guard_, *context, auth::kWorker | auth::kClient);
+  absl::Status checked = caller.status();
+  if (checked.ok()) checked = FromProto(*request, &native);
+  if (checked.ok()) checked = caller.CheckRequest(*node_, &native);
+  if (!checked.ok()) {
     Reply("GetStart", checked, kv::GetStartResponse{}, started, response, reactor);
     return reactor;
   }
@@ -199,12 +269,14 @@ OSCARKV_HANDLER(Stats)
 
 grpc::ServerWriteReactor<v1::ReadBlocksResponse>* KvStoreService::ReadBlocks(
     grpc::CallbackServerContext* context, const v1::ReadBlocksRequest* request) {
-  return new ReadReactor(node_, metrics_, *request);
+  return new ReadReactor(node_, metrics_, Caller(guard_, *context, auth::kWorker | auth::kClient),
+                         *request);
 }
 
 grpc::ServerReadReactor<v1::WriteBlocksRequest>* KvStoreService::WriteBlocks(
     grpc::CallbackServerContext* context, v1::WriteBlocksResponse* response) {
-  return new WriteReactor(node_, metrics_, response);
+  return new WriteReactor(node_, metrics_, Caller(guard_, *context, auth::kWorker | auth::kClient),
+                          response);
 }
 
 }  // namespace oscarkv

@@ -5,6 +5,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include "absl/strings/string_view.h"
+#include "common/rpc/guard.h"
 #include "kvstore/core/kv_node.h"
 #include "kvstore/metrics.h"
 #include "oscarkv/v1/kvstore.grpc.pb.h"
@@ -14,8 +15,9 @@ namespace oscarkv {
 // Thread-safe.
 class KvStoreService final : public v1::KvStoreService::CallbackService {
  public:
-  // `node` and `metrics` (may be null) outlive the service.
-  KvStoreService(KvNode* node, KvNodeMetrics* metrics) : node_(node), metrics_(metrics) {}
+  // All outlive the service; `metrics` and `guard` may be null: everybody may call then.
+  KvStoreService(KvNode* node, KvNodeMetrics* metrics, const rpc::Guard* guard)
+      : node_(node), metrics_(metrics), guard_(guard) {}
 
 #define OSCARKV_HANDLER(Name)                                                                    \
   grpc::ServerUnaryReactor* Name(grpc::CallbackServerContext* context,                           \
@@ -52,6 +54,7 @@ class KvStoreService final : public v1::KvStoreService::CallbackService {
 
   KvNode* const node_;
   KvNodeMetrics* const metrics_;
+  const rpc::Guard* const guard_;
 };
 
 }  // namespace oscarkv

@@ -86,4 +86,11 @@ class FakeKvClient final : public KvClient {
   FakeKvStore* const store_;
 };
 
+// A store that is the same for all tenants; `client` outlives it.
+inline auto StoreOfAll(KvClient* client) {
+  return [client](const std::string&) -> absl::StatusOr<std::shared_ptr<KvClient>> {
+    return std::shared_ptr<KvClient>(std::shared_ptr<void>(), client);
+  };
+}
+
 }  // namespace oscarkv

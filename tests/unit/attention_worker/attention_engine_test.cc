@@ -104,7 +104,8 @@ TEST_F(AttentionEngineTest, BlockOfAnotherKindUnderTheKeyIsRecomputed) {
   const auto chain = Chain(tokens);
   {
     PrefillWorkerUnderTest stranger(model_, &store_, {}, 64, 64, &clock_);
-    worker::BlockIo io(&stranger.parts.client, stranger.parts.arena.get(), other, {}, &clock_);
+    worker::BlockIo io(StoreOfAll(&stranger.parts.client), stranger.parts.arena.get(), other, {},
+                       &clock_);
     SequenceKv kv(&stranger.parts.arena->pool());
     ASSERT_TRUE(kv.EnsurePage(3));
     worker::ChainNames names(stranger.parts.io.NameSpace(""));

@@ -143,7 +143,7 @@ TEST_F(TlsTest, CertificatesAreMappedToIdentities) {
   EXPECT_THAT(Call(with_token), HasSubstr("UNAUTHENTICATED: unknown bearer token"));
   EXPECT_THAT(Call(Connecting("stranger")), HasSubstr("UNAVAILABLE"));
   MetricFamily& refused = registry_.AddCounter("oscarkv_auth_refused_total", "", {"code"});
-  EXPECT_EQ(refused.With({"unauthenticated"}).value(), 3);
+  EXPECT_EQ(refused.With({"UNAUTHENTICATED"}).value(), 3);
 }
 
 TEST_F(TlsTest, ReplacedCertificatesAreUsedByNewConnections) {

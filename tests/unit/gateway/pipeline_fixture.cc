@@ -214,11 +214,14 @@ PipelineTest::PipelineTest(const PipelineSetup& setup) {
   options.admission = setup.admission;
   options.model = {32768, 8192};
   options.eos_tokens = {kEos};
-  pipeline_ =
-      std::make_unique<RequestPipeline>(options,
-                                        PipelineDeps{&tokenizer(), &store_, workers_.get(),
-                                                     &router_, executor_.get(), &metrics_, &clock_},
-                                        "test");
+  pipeline_ = std::make_unique<RequestPipeline>(
+      options,
+      PipelineDeps{&tokenizer(),
+                   [this](const std::string&) {
+                     return std::shared_ptr<KvClient>(std::shared_ptr<void>(), &store_);
+                   },
+                   &quota_, workers_.get(), &router_, executor_.get(), &metrics_, &clock_},
+      "test");
 }
 
 PipelineTest::~PipelineTest() {

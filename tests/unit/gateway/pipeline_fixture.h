@@ -110,6 +110,8 @@ class PipelineTest : public ::testing::Test {
   GatewayMetrics metrics_{&registry_};
   FakeMatchStore store_;
   FirstRouter router_;
+  auth::TenantLimits limits_;  // of every tenant
+  TenantQuota quota_{[this](const std::string&) { return limits_; }, &clock_};
   std::vector<FakePrefillStub*> prefill_;
   std::vector<FakeAttentionStub*> attention_;
   std::unique_ptr<RequestPipeline> pipeline_;

@@ -395,6 +395,9 @@ TEST(AddOptions, EveryFieldHasARow) {
       {"http-listen", "e:5"},
       {"http-max-body", "2MiB"},
       {"http-max-connections", "15"},
+      {"max-tenants", "15"},
+      {"tenant-max-running", "16"},
+      {"tenant-tokens-per-second", "17"},
   };
   OptionTable security;
   auth::AddServerSecurityOptions(&security, &options.security);

@@ -154,5 +154,21 @@ TEST(MaxAnswerTokens, Cases) {
   }
 }
 
+TEST(SetTenant, IsTheCallers) {
+  const auth::Identity caller{"ci", "acme", auth::kClient, false};
+  GenerateInput input;
+  EXPECT_TRUE(SetTenant(caller, &input).ok());
+  EXPECT_EQ(input.tenant, "acme");
+  EXPECT_TRUE(SetTenant(caller, &input).ok());
+  input.tenant = "other";
+  const absl::Status refused = SetTenant(caller, &input);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kPermissionDenied);
+  EXPECT_THAT(std::string(refused.message()), testing::HasSubstr("may not act for tenant"));
+  auth::Identity everyone = caller;
+  everyone.everyone = true;
+  EXPECT_TRUE(SetTenant(everyone, &input).ok());
+  EXPECT_EQ(input.tenant, "other");
+}
+
 }  // namespace
 }  // namespace oscarkv::gateway

@@ -52,7 +52,7 @@ struct WorkerParts {
         client(store),
         arena(*worker::KvArena::Create(options.shape, pages, blocks, nullptr)),
         runner(options),
-        io(&client, arena.get(), Identity(options), {}, clock),
+        io(StoreOfAll(&client), arena.get(), Identity(options), {}, clock),
         metrics(&registry, "test"),
         fetch_pool(2, "fetch"),
         put_pool(2, "put"),
