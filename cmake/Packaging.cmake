@@ -28,7 +28,7 @@ install(FILES ${oscarkv_package}/oscarkv DESTINATION share/bash-completion/compl
 install(DIRECTORY ${oscarkv_package}/etc/ DESTINATION /etc/oscarkv COMPONENT oscarkv)
 install(FILES ${CMAKE_SOURCE_DIR}/deploy/systemd/oscarkv@.service DESTINATION lib/systemd/system COMPONENT oscarkv)
 install(DIRECTORY ${CMAKE_SOURCE_DIR}/models/reference DESTINATION share/oscarkv/models COMPONENT oscarkv)
-install(FILES ${CMAKE_SOURCE_DIR}/README.md DESTINATION share/doc/oscarkv COMPONENT oscarkv)
+install(FILES ${CMAKE_SOURCE_DIR}/README.md ${CMAKE_SOURCE_DIR}/docs/security.md DESTINATION share/doc/oscarkv COMPONENT oscarkv)
 
 # The Debian package. Libraries are found by dpkg-shlibdeps.
 set(CPACK_GENERATOR DEB)

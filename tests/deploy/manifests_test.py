@@ -9,7 +9,9 @@ import kustomize
 import yaml
 from reference import ROOT, check_value, config_lines, metrics, metrics_of_expression, options, seconds, size
 
-OVERLAYS = ("cpu", "cuda", "rdma", "dev")
+OVERLAYS = ("cpu", "cuda", "rdma", "dev", "secure")
+# Made by whoever deploys (deploy/k8s/README.md), with these keys.
+SECRETS = {"oscarkv-tls": {"tls.crt", "tls.key", "ca.crt"}, "oscarkv-auth": {"auth"}}
 ROLES = ("kvstore", "prefill", "attention", "gateway")
 PORTS = {"gateway": 7400, "kvstore": 7401, "prefill": 7402, "attention": 7403}
 METRICS_PORT = 9400
@@ -61,6 +63,19 @@ class Overlay:
 
 def matches(selector, labels):
     return all(labels.get(k) == v for k, v in selector.items())
+
+
+def probed(probe):
+    """What a probe asks for, by the kubelet or, where it would need TLS, by `oscarkv health`."""
+    if "grpc" in probe:
+        return probe["grpc"]
+    assert set(probe) >= {"exec"} and probe["exec"]["command"][:2] == ["oscarkv", "health"], probe
+    given = dict(a.removeprefix("--").split("=", 1) for a in probe["exec"]["command"][2:])
+    for name, value in given.items():
+        check_value(options()["health"][name]["allowed"], value)
+    host, _, port = given["address"].rpartition(":")
+    assert host == "127.0.0.1", probe
+    return {"port": int(port), **({"service": given["service"]} if "service" in given else {})}
 
 
 class EveryOverlay:
@@ -126,6 +141,9 @@ class EveryOverlay:
             for volume in pod.get("volumes", []):
                 if "configMap" in volume:
                     overlay.get("ConfigMap", volume["configMap"]["name"])
+                if "secret" in volume:
+                    self.assertIn(volume["secret"]["secretName"], SECRETS)
+                    self.assertEqual(volume["secret"]["defaultMode"], 0o440)
                 if "persistentVolumeClaim" in volume:
                     overlay.get("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"])
             names = claims | {v["name"] for v in pod.get("volumes", [])}
@@ -156,15 +174,15 @@ class EveryOverlay:
             service = overlay.get("Service", f"oscarkv-{role}")
             self.assertEqual([(p["port"], p["targetPort"]) for p in service["spec"]["ports"]], [(PORTS[role], "grpc")])
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-                self.assertEqual(container[probe]["grpc"]["port"], PORTS[role])
-            self.assertNotIn("service", container["readinessProbe"]["grpc"])
+                self.assertEqual(probed(container[probe])["port"], PORTS[role])
+            self.assertNotIn("service", probed(container["readinessProbe"]))
         for o in overlay.of("PodMonitor"):
             self.assertEqual([e["port"] for e in o["spec"]["podMetricsEndpoints"]], ["metrics"])
 
     def test_the_gateways_liveness_does_not_depend_on_workers(self):
         overlay = self.overlay
         container = kustomize.containers(overlay.get("Deployment", "oscarkv-gateway"))[0]
-        self.assertEqual(container["livenessProbe"]["grpc"].get("service"), "liveness")
+        self.assertEqual(probed(container["livenessProbe"]).get("service"), "liveness")
         self.assertIn('"liveness"', (ROOT / "gateway/gateway_server.cc").read_text())
 
     def test_resources_add_up(self):
@@ -319,6 +337,24 @@ class EveryOverlay:
 OWN = {"kubernetes.io/metadata.name": "oscarkv"}
 for _name in OVERLAYS:
     globals()[_name.title()] = type(_name.title(), (EveryOverlay, unittest.TestCase), {})
+
+
+class Secured(unittest.TestCase):
+    def test_files_are_in_mounted_secrets_and_nobody_is_left_out(self):
+        overlay = Overlay("secure")
+        for role, o, container in overlay.roles():
+            given = overlay.effective(role, container)
+            volumes = {v["name"]: v for v in o["spec"]["template"]["spec"]["volumes"]}
+            mounts = {m["mountPath"]: volumes[m["name"]] for m in container["volumeMounts"] if m.get("readOnly")}
+            for option in ("tls-cert", "tls-key", "tls-ca", "auth-file"):
+                folder, _, file = given[option].rpartition("/")
+                self.assertIn(file, SECRETS[mounts[folder]["secret"]["secretName"]], f"{role} --{option}")
+            self.assertEqual(given["tls-client-auth"], "optional" if role == "gateway" else "require")
+            self.assertEqual(overlay.get("Service", f"oscarkv-{role}")["spec"]["ports"][0]["appProtocol"], "https")
+
+    def test_no_secret_is_in_the_repository(self):
+        for name in OVERLAYS:
+            self.assertEqual(Overlay(name).of("Secret"), [])
 
 
 class Names(unittest.TestCase):

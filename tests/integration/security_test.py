@@ -1,5 +1,6 @@
 """A cluster under mTLS and tokens: who is let in, as whom, and what tenants see of each other."""
 import re
+import socket
 import subprocess
 import unittest
 
@@ -34,7 +35,7 @@ class MutualTls(unittest.TestCase):
     def test_a_prompt_is_answered(self):
         answer = self.ask(*self.certs.args("client"))
         self.assertEqual(answer["usage"]["generated_tokens"], 4)
-        self.assertGreater(answer["usage"]["bytes_put"], 0)
+        self.assertGreater(answer["usage"]["bytes_put"] + answer["usage"]["bytes_got"], 0)
 
     def test_who_is_not_let_in_hears_why(self):
         certs = self.certs
@@ -67,6 +68,20 @@ class MutualTls(unittest.TestCase):
         out = subprocess.run(command, capture_output=True, text=True, timeout=60)
         self.assertEqual(out.returncode, 2, out.stderr)
         self.assertIn("the certificate expired on", out.stderr)
+
+    def test_a_connection_that_says_nothing_is_closed(self):
+        """Slowloris: some that never begin the handshake, some in its middle; others are served meanwhile."""
+        silent = []
+        for role in self.cluster.roles.values():
+            host, port = role.address.split(":")
+            for opening in (b"", b"\x16\x03\x01\x02\x00\x01"):
+                connection = socket.create_connection((host, int(port)), timeout=60)
+                connection.sendall(opening)
+                silent.append((role.role, connection))
+        self.assertEqual(self.ask(*self.certs.args("client"))["usage"]["generated_tokens"], 4)
+        for role, connection in silent:
+            with connection:
+                self.assertEqual(connection.recv(1024), b"", role)  # the other side closes it, in 10 s; 60 s fail
 
     def test_wide_open_is_said_loudly(self):
         from cluster import Role
