@@ -28,6 +28,7 @@ class NoClient final : public KvClient {
   absl::Status Erase(absl::Span<const BlockKey>, absl::Span<const BlockKey>, Time) override {
     return absl::OkStatus();
   }
+  KvStoreView View() const override { return {}; }
   std::vector<KvNodeStats> Stats(Time) override { return {}; }
 
  private:
