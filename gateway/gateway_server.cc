@@ -238,7 +238,7 @@ absl::Status GatewayServer::Impl::Load(MetricRegistry* given_registry,
   deps.model = ModelName(options.model);
   deps.max_context = static_cast<uint32_t>(config.max_position_embeddings);
   deps.default_deadline = options.default_deadline;
-  deps.store = store.get();
+  deps.store = stores->standard();
   deps.status_timeout = kStatusTimeout;
   deps.limits.max_body_bytes = options.http_max_body_bytes;
   absl::StatusOr<std::unique_ptr<ChatTemplate>> chat = ChatTemplate::Load(options.model);
