@@ -30,7 +30,7 @@ struct DecodeJob {
   std::vector<int32_t> stop_tokens;
   std::string tenant;
   Time deadline;
-  std::string trace_id;  // for logs; empty: none
+  std::string trace_id = {};  // for logs; empty: none
 };
 
 // kInvalidArgument names the field, its value and what is allowed.

@@ -68,7 +68,7 @@ struct PrefillCall {
   std::vector<int32_t> tokens;
   SamplingParams sampling;
   std::string tenant;
-  std::string trace_id;
+  std::string trace_id = {};
 };
 
 struct PrefillResult {
@@ -87,7 +87,7 @@ struct DecodeCall {
   uint32_t max_tokens = 0;  // of the whole answer
   std::vector<int32_t> stop_tokens;
   std::string tenant;
-  std::string trace_id;
+  std::string trace_id = {};
 };
 
 struct DecodeSummary {

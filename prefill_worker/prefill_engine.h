@@ -36,7 +36,7 @@ struct PrefillJob {
   SamplingParams sampling;
   std::string tenant;
   Time deadline;
-  std::string trace_id;  // for logs; empty: none
+  std::string trace_id = {};  // for logs; empty: none
 };
 
 // kInvalidArgument names the field, its value and what is allowed.
