@@ -107,10 +107,11 @@ TEST_F(ReplicasTest, NothingIsLostWithAnyOneNode) {
   Put();
   for (auto& [name, server] : servers_) {
     SCOPED_TRACE(name);
+    const size_t node = name[0] - 'a';
     server->set_plugged(false);
     ExpectAll();
     server->set_plugged(true);
-    Await([&] { return client_->Stats(Soon())[name[0] - 'a'].reachable; });
+    Await([&] { return client_->Stats(Soon())[node].reachable; });
   }
   EXPECT_GT(Failovers("match", "unavailable") + Failovers("get", "unavailable"), 0);
 }
