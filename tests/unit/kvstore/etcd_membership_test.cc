@@ -194,7 +194,8 @@ void Await(Condition condition) {
 
 std::string Names(const Membership& membership) {
   std::string names;
-  for (const Member& m : membership.Current()->members) names += m.endpoint + " ";
+  const auto view = membership.Current();
+  for (const Member& m : view->members) names += m.endpoint + " ";
   return names;
 }
 
