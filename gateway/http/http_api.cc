@@ -65,7 +65,8 @@ const HttpApi::Route HttpApi::kRoutes[] = {
 HttpApi::HttpApi(HttpApiDeps deps) : deps_(std::move(deps)), started_(UnixSeconds()) {}
 
 const HttpApi::Route* HttpApi::Find(const HttpRequest& request, std::string* allowed) const {
-  const absl::string_view method = request.method == "HEAD" ? "GET" : request.method;
+  const absl::string_view method =
+      request.method == "HEAD" ? absl::string_view("GET") : absl::string_view(request.method);
   for (const Route& route : kRoutes) {
     const absl::string_view path = route.path;
     const bool prefix = path.size() > 1 && path.back() == '/';
