@@ -125,6 +125,7 @@ int64_t FileTensor::elements() const {
   return n;
 }
 
+// NOLINTNEXTLINE(bugprone-exception-escape): the move constructor is nlohmann's
 struct TensorFile::Header {
   Json json;
 };

@@ -170,7 +170,8 @@ void ActivationStats::AddImportantHead(const Transformer::LayerActivations& a, i
 }
 
 std::vector<double> ActivationStats::QuerySecondMoment(int layer, int head) const {
-  const auto rows = static_cast<double>(tokens_[layer] * (num_heads_ / shape_.num_kv_heads));
+  const int64_t group = num_heads_ / shape_.num_kv_heads;
+  const auto rows = static_cast<double>(tokens_[layer] * group);
   return Symmetric(At(layer, head).qq, shape_.head_dim, rows > 0 ? 1 / rows : 0);
 }
 

@@ -9,7 +9,7 @@
 namespace oscarkv::rpc {
 namespace {
 
-absl::string_view View(grpc::string_ref text) {
+absl::string_view View(const grpc::string_ref& text) {
   return {text.data(), text.size()};
 }
 
@@ -19,7 +19,7 @@ std::vector<std::string> PeerNames(const grpc::ServerContextBase& context) {
   const std::shared_ptr<const grpc::AuthContext> peer = context.auth_context();
   if (peer == nullptr || !peer->IsPeerAuthenticated()) return names;
   for (const char* property : {"x509_subject_alternative_name", "x509_common_name"}) {
-    for (grpc::string_ref value : peer->FindPropertyValues(property))
+    for (const grpc::string_ref& value : peer->FindPropertyValues(property))
       names.emplace_back(value.data(), value.size());
   }
   return names;
