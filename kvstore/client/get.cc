@@ -215,7 +215,7 @@ class NodeRead {
                 &released_);
     } else {
       link_->stub->Call(std::move(request), now + kCleanupTimeout,
-                        [](absl::StatusOr<kv::KvResponse>) {});
+                        [](const absl::StatusOr<kv::KvResponse>&) {});
     }
   }
 
@@ -334,7 +334,7 @@ class NodeRead {
     if (targets.empty()) return;
     streams->Add();
     link_->stub->ReadBlocks(link_->grant.session_id, std::move(targets), deadline,
-                            [this, streams](absl::Status status) {
+                            [this, streams](const absl::Status& status) {
                               streamed_ = NodeStatus(status);
                               streams->Done();
                             });

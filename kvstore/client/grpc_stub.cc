@@ -143,7 +143,7 @@ class WriteStream final : public grpc::ClientWriteReactor<v1::WriteBlocksRequest
 
 class GrpcStub final : public KvStub {
  public:
-  GrpcStub(const std::string& node, std::shared_ptr<const rpc::ClientSecurity> security)
+  GrpcStub(const std::string& node, const std::shared_ptr<const rpc::ClientSecurity>& security)
       : tracker_(security) {
     grpc::ChannelArguments args;
     args.SetMaxReceiveMessageSize(kMaxMessageBytes);
@@ -237,8 +237,8 @@ class GrpcStub final : public KvStub {
 }  // namespace
 
 std::unique_ptr<KvStub> MakeGrpcStub(const std::string& node,
-                                     std::shared_ptr<const rpc::ClientSecurity> security) {
-  return std::make_unique<GrpcStub>(node, std::move(security));
+                                     const std::shared_ptr<const rpc::ClientSecurity>& security) {
+  return std::make_unique<GrpcStub>(node, security);
 }
 
 }  // namespace oscarkv

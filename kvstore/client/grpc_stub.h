@@ -13,6 +13,6 @@ namespace oscarkv {
 // with kUnavailable.
 std::unique_ptr<KvStub> MakeGrpcStub(
     const std::string& node,
-    std::shared_ptr<const rpc::ClientSecurity> security = rpc::ClientSecurity::None());
+    const std::shared_ptr<const rpc::ClientSecurity>& security = rpc::ClientSecurity::None());
 
 }  // namespace oscarkv

@@ -102,7 +102,7 @@ void Maintainer::Run() {
     Round(Now());
     const Time due = NextDue();
     MutexLock lock(mu_);
-    first_round_done_ = true;
+    first_round_done_ = !states_.empty();  // nodes may register a moment later
     changed_.NotifyAll();
     while (!stop_ && !woken_ && changed_.WaitUntil(mu_, due)) {
     }

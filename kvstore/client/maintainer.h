@@ -25,7 +25,7 @@ class Maintainer {
   // Starts the thread.
   void Start();
   void Wake();
-  // Until every node was tried once or `deadline` passed.
+  // Until every node, and at least one, was tried once or `deadline` passed.
   void WaitFirstRound(Time deadline);
   // Ends the thread, closes every link and session. Calls that still run fail.
   void Stop();

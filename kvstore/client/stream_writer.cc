@@ -10,7 +10,7 @@ void StreamWriter::Send(KvStub::WriteSource source) {
   {
     MutexLock lock(mu_);
     if (!result_.whole.ok()) return;
-    waiting_.push_back(std::move(source));
+    waiting_.push_back(source);
     if (open_) return;
     open_ = true;
   }

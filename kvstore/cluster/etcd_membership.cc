@@ -124,7 +124,7 @@ absl::Status EtcdMembership::Follow(Registry* registry) {
     // While members are missing the watch ends when the first one's time is up.
     Time until = Now() + kWatchTime;
     for (const auto& [key, time] : missing_) until = std::min(until, time);
-    const absl::Status end =
+    absl::Status end =
         registry->Watch(folder_, listing.revision + 1, until,
                         [this](const std::vector<Registry::Event>& events) { TakeEvents(events); });
     // After its deadline, or when its revision was compacted away, a watch begins with a new list.

@@ -165,7 +165,7 @@ absl::Status KvNode::InsertPromoted(Tenant* tenant, const TierBlock& found,
   block->extent = *extent;
   block->reused = true;
   const uint64_t charged = block->charged;
-  const absl::Status inserted = index_.Insert(&block, now);
+  absl::Status inserted = index_.Insert(&block, now);
   if (!absl::IsAlreadyExists(inserted)) return inserted;
   FreeExtent(*extent, tenant, charged);  // somebody put it meanwhile
   return absl::OkStatus();

@@ -85,7 +85,8 @@ class RocksDbStore final : public DiskStore {
   using Family = std::shared_ptr<rocksdb::ColumnFamilyHandle>;
 
   RocksDbStore(std::unique_ptr<rocksdb::DB> db, rocksdb::ColumnFamilyHandle* base,
-               std::map<uint64_t, rocksdb::ColumnFamilyHandle*> found, uint64_t memtable_bytes)
+               const std::map<uint64_t, rocksdb::ColumnFamilyHandle*>& found,
+               uint64_t memtable_bytes)
       : memtable_bytes_(memtable_bytes), db_(std::move(db)), base_(Own(base)) {
     for (const auto& [generation, handle] : found) families_[generation] = Own(handle);
   }

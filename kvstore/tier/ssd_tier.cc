@@ -215,14 +215,14 @@ void SsdTier::ReaderLoop() {
       reads_.pop_front();
       ++busy_;
     }
-    Serve(std::move(job));
+    Serve(job);
     MutexLock lock(mu_);
     --busy_;
     idle_.NotifyAll();
   }
 }
 
-void SsdTier::Serve(ReadJob job) {
+void SsdTier::Serve(const ReadJob& job) {
   if (clock_->Now() > job.until)
     return job.done(absl::DeadlineExceededError("the disk was too busy"), {});
   ItemPtr item;

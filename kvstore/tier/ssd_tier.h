@@ -121,7 +121,7 @@ class SsdTier final : public Tier {
 
   // Promotion.
   void ReaderLoop();
-  void Serve(ReadJob job);
+  void Serve(const ReadJob& job);
   absl::StatusOr<TierBlock> Load(const TierKey& key, uint64_t generation, DiskRecord* record);
   void OnDamage(const TierKey& key, uint64_t generation, const absl::Status& status);
   void ScrubberLoop();

@@ -40,6 +40,7 @@ SsdTier::Task SsdTier::NextTask() {
   for (;;) {
     if (stopping_ && clock_->Now() >= write_until_) DropQueue("shutdown");
     const bool may_flush = unflushed_bytes_ > 0 && !failed_;
+    // NOLINTNEXTLINE(bugprone-branch-clone): the order of the branches is their priority
     if (may_flush && SteadyClock::Get()->Now() >= flush_due_) {
       task.work = Work::kFlush;
     } else if (!erasures_.empty()) {  // before a later write of the same block

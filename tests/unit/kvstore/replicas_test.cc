@@ -2,6 +2,8 @@
 // client, and how the members' changes are taken up.
 #include <gtest/gtest.h>
 
+#include <thread>
+
 #include "client_fixture.h"
 
 namespace oscarkv {
@@ -100,6 +102,25 @@ TEST_F(ReplicasTest, TwoCopiesByDefault) {
   // A put of what is stored writes nothing.
   const auto again = client_->StartPut(specs_, Soon());
   for (const absl::Status& s : (*again)->statuses()) EXPECT_TRUE(absl::IsAlreadyExists(s)) << s;
+}
+
+// As when nodes and workers start together and the registry lists the nodes a moment later.
+TEST_F(ReplicasTest, AClientAwaitsTheFirstMember) {
+  AddServer(&fake_);
+  auto membership = std::make_unique<FakeMembership>();
+  FakeMembership* const members = membership.get();
+  KvClientOptions o;
+  o.transport = &transport_;
+  std::thread registration([members] {
+    // Time for the client to have asked nobody; without it this test would still pass.
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    members->Set({{.endpoint = "a"}});
+  });
+  const auto client = CreateKvClient(o, std::move(membership), [this](const std::string& name) {
+    return servers_[name]->NewStub();
+  });
+  registration.join();
+  EXPECT_TRUE(client.ok()) << client.status();
 }
 
 TEST_F(ReplicasTest, NothingIsLostWithAnyOneNode) {
