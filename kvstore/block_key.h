@@ -16,6 +16,7 @@ namespace oscarkv {
 
 struct BlockKey {
   std::array<uint8_t, 32> bytes{};
+  // NOLINTNEXTLINE(modernize-use-nullptr): clang-tidy 14 takes its own code for a zero pointer
   auto operator<=>(const BlockKey&) const = default;
   bool empty() const { return *this == BlockKey{}; }  // the parent of a chain's first block
   // The first eight bytes: uniform, for sharding and hash tables.

@@ -37,8 +37,8 @@ class UcxAmEndpoint final : public AmEndpoint {
     // UCX did not give the buffers back in time (it should): it may still read them, so they stay,
     // for ever.
     for (size_t i = 0; i < kSendSlots; ++i) slots_[i].endpoint = nullptr;
-    slots_.release();
-    endpoint_.release();
+    (void)slots_.release();
+    (void)endpoint_.release();
   }
 
   size_t Room() const override { return status().ok() ? free_.size() : 0; }

@@ -42,7 +42,7 @@ class UcxRmaEndpoint final : public RmaEndpoint {
         calls_(std::make_shared<Calls>(Calls{std::move(done), 0})) {}
   ~UcxRmaEndpoint() override {
     calls_->done = nullptr;
-    if (!closed()) endpoint_.release();  // UCX holds on to it: see UcxAmEndpoint
+    if (!closed()) (void)endpoint_.release();  // UCX holds on to it: see UcxAmEndpoint
   }
 
   absl::Status status() const override { return endpoint_->status(); }

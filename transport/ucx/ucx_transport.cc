@@ -207,10 +207,9 @@ absl::Status Node::Init() {
       names.emplace_back(LaneClassName(choice.lane));
       continue;
     }
-    const absl::Status error(
-        added.code(),
-        absl::StrCat("lane ", LaneClassName(choice.lane), " (", absl::StrJoin(choice.tls, " or "),
-                     ") cannot be used here: ", added.message()));
+    absl::Status error(added.code(), absl::StrCat("lane ", LaneClassName(choice.lane), " (",
+                                                  absl::StrJoin(choice.tls, " or "),
+                                                  ") cannot be used here: ", added.message()));
     // What was asked for by name must be there; "auto" makes do with what is, loudly.
     if (options_.lanes != "auto") return error;
     LogWarn("transport: a lane is missing", {{"error", error.ToString()}});
