@@ -93,8 +93,11 @@ absl::Status GatewayClient::GenerateWithRetries(
                                    });
     // gRPC says kUnknown ("Stream removed") for some of the ways in which a connection breaks, and
     // kCancelled, which we never ask for, when a call meets a server in its last moments.
-    const bool again =
-        absl::IsUnavailable(status) || absl::IsUnknown(status) || absl::IsCancelled(status);
+    // A gateway that comes back is asked by all its clients at once and may be full: an answer that
+    // has begun waits its turn, a new one is refused as it was meant to be.
+    const bool begun = attempt > 1 || request.resume_tokens_size() > 0;
+    const bool again = absl::IsUnavailable(status) || absl::IsUnknown(status) ||
+                       absl::IsCancelled(status) || (begun && absl::IsResourceExhausted(status));
     if (!again || attempt > retries) return status;
     on_retry(status);
     const Time next = std::min(deadline, SteadyClock::Get()->Now() + attempt * kRetryPause);

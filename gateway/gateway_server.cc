@@ -116,6 +116,11 @@ void AddOptions(OptionTable* table, GatewayOptions* o) {
                      "second) for so long is left, its answers are continued on others.");
   table->AddInt("max-resumes", &o->max_resumes, 0, 100,
                 "How often an answer may be continued on another attention worker.");
+  table->AddDuration(
+      "resume-wait", &o->resume_wait, milliseconds(0), minutes(60),
+      "How long a request under way, which keeps its place among --max-running, waits "
+      "for a worker to come back when none of a role is usable; 0: it ends with "
+      "UNAVAILABLE.");
   table->AddDuration("worker-wait", &o->worker_wait, milliseconds(0), minutes(10),
                      "How long the start waits for the workers' first answers.");
   table->AddBytes("max-message-size", &o->max_message_bytes, 64u << 10, 1u << 30,
@@ -211,6 +216,7 @@ absl::Status GatewayServer::Impl::Load(MetricRegistry* given_registry,
   pipeline_options.match_timeout = options.match_timeout;
   pipeline_options.max_resumes = options.max_resumes;
   pipeline_options.worker_silence = options.worker_silence;
+  pipeline_options.resume_wait = options.resume_wait;
   // Different in every process, so that ids from several gateways do not meet in a worker.
   const std::string name = absl::StrFormat("%08x", std::random_device()());
   pipeline = std::make_unique<RequestPipeline>(

@@ -33,6 +33,7 @@ struct GatewayOptions {
   Duration poll_timeout = std::chrono::seconds(3);
   Duration worker_silence = std::chrono::seconds(10);
   int max_resumes = 3;
+  Duration resume_wait = std::chrono::seconds(30);
   Duration worker_wait = std::chrono::seconds(5);
   uint64_t max_message_bytes = 16u << 20;
   int max_tenants = 64;

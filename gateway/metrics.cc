@@ -12,6 +12,10 @@ GatewayMetrics::GatewayMetrics(MetricRegistry* r)
                             "Answers continued on another attention worker, by what became of the "
                             "former one (failed, silent, handed_over).",
                             {"reason"})),
+      worker_waits(r->AddCounter("oscarkv_gateway_worker_waits_total",
+                                 "Requests under way that waited because no worker of a role was "
+                                 "usable, by what became of it (came_back, gave_up).",
+                                 {"outcome"})),
       worker_failures(r->AddCounter("oscarkv_gateway_worker_failures_total",
                                     "Prefill and Decode calls that a worker failed.",
                                     {"role", "endpoint"})),

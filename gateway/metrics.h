@@ -11,6 +11,7 @@ struct GatewayMetrics {
   MetricFamily& requests;         // {code}
   MetricFamily& retries;          // {stage}
   MetricFamily& resumes;          // {reason}
+  MetricFamily& worker_waits;     // {outcome}
   MetricFamily& worker_failures;  // {role, endpoint}
   MetricFamily& worker_up;        // {role, endpoint}
   Metric& running;

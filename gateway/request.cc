@@ -29,21 +29,6 @@ std::vector<int32_t> Union(std::vector<int32_t> a, const std::vector<int32_t>& b
   return a;
 }
 
-// Failures that say nothing about the request: another worker may do better.
-bool MayBeTheWorker(const absl::Status& status) {
-  switch (status.code()) {
-    case absl::StatusCode::kUnavailable:
-    case absl::StatusCode::kInternal:
-    case absl::StatusCode::kAborted:
-    case absl::StatusCode::kResourceExhausted:
-    case absl::StatusCode::kCancelled:  // not by us: a worker that is going away
-    case absl::StatusCode::kUnknown:    // gRPC's "Stream removed": the connection broke
-      return true;
-    default:
-      return false;
-  }
-}
-
 }  // namespace
 
 Request::Leftovers::~Leftovers() {
@@ -172,7 +157,7 @@ void Request::Match() {
   const PipelineDeps& deps = env_->deps;
   std::shared_ptr<const WorkerInfo> model = deps.workers->model();
   if (model == nullptr) {
-    return Fail(
+    return FailMatch(
         absl::UnavailableError(absl::StrCat("no worker is available: ", deps.workers->Explain())));
   }
   std::vector<int32_t> prompt;
@@ -200,7 +185,7 @@ void Request::Match() {
     if (!resumed_by_client()) picked = PickWorker(WorkerRole::kPrefill);
     if (picked.ok()) picked = PickWorker(WorkerRole::kAttention);
   }
-  if (!picked.ok()) return Fail(picked);
+  if (!picked.ok()) return FailMatch(picked);
   if (resumed_by_client()) {
     deps.metrics->client_retries.Increment();
     StartDecode();
@@ -232,7 +217,7 @@ void Request::StartPrefill() {
   size_t worker = 0;
   {
     MutexLock lock(mu_);
-    if (ended_) return;
+    if (ended_ || awaited_ != Step::kNone) return;
     EnterStage("in prefill");
     worker = prefill_.index();
     number = ++call_number_;
@@ -288,13 +273,17 @@ void Request::StartDecode() {
   WorkerSet& workers = *env_->deps.workers;
   {
     MutexLock lock(mu_);
-    if (ended_) return;
-    EnterStage(usage_.resumes > 0 ? "decoding on another worker" : "decoding");
+    if (ended_ || awaited_ != Step::kNone) return;
     // The worker picked before the prefill may have gone since.
     if (!workers.Usable(WorkerRole::kAttention, attention_.index(), model_->name_space)) {
+      attention_.Release();
       const absl::Status picked = PickWorker(WorkerRole::kAttention);
-      if (!picked.ok()) return End(picked, &left);
+      if (!picked.ok()) {
+        if (!Await(Step::kDecode, picked, nullptr)) End(picked, &left);
+        return;
+      }
     }
+    EnterStage(usage_.resumes > 0 ? "decoding on another worker" : "decoding");
     worker = attention_.index();
     number = ++call_number_;
     heard_ = env_->deps.clock->Now();
@@ -325,6 +314,7 @@ void Request::OnTokens(uint64_t number, DecodeEvent event) {
   if (!event.tokens.empty()) {
     decoding_ = true;
     failed_attention_.clear();
+    attention_failures_ = 0;
   }
   if (event.summary) {
     has_summary_ = true;
@@ -375,64 +365,6 @@ void Request::CallIsOver() {
   ++call_number_;
   call_.reset();
   heard_ = Time::max();
-}
-
-absl::Status Request::MayRetry(WorkerRole role, const absl::Status& failure) const {
-  const bool prefill = role == WorkerRole::kPrefill;
-  const std::string name = absl::StrCat(WorkerRoleName(role), " worker ",
-                                        prefill ? usage_.prefill_worker : usage_.attention_worker);
-  const int max_resumes = env_->options.max_resumes;
-  if (!prefill && decoding_) {
-    if (static_cast<int>(usage_.resumes) < max_resumes) return absl::OkStatus();
-    return absl::Status(failure.code(),
-                        absl::StrCat(name, " failed after ", usage_.generated_tokens, " tokens: ",
-                                     failure.message(), "; the answer was resumed ", usage_.resumes,
-                                     " times, of ", max_resumes, " that --max-resumes allows"));
-  }
-  if ((prefill ? failed_prefill_ : failed_attention_).size() <= 1) return absl::OkStatus();
-  return absl::Status(failure.code(),
-                      absl::StrCat(name, " (the second one tried): ", failure.message()));
-}
-
-absl::Status Request::Retry(WorkerRole role, const absl::Status& status, const char* reason) {
-  WorkerSet& workers = *env_->deps.workers;
-  const bool prefill = role == WorkerRole::kPrefill;
-  WorkerLease& lease = prefill ? prefill_ : attention_;
-  std::vector<size_t>& failed = prefill ? failed_prefill_ : failed_attention_;
-  const std::string name = absl::StrCat(WorkerRoleName(role), " worker ",
-                                        prefill ? usage_.prefill_worker : usage_.attention_worker);
-  const absl::StatusCode code =
-      absl::IsCancelled(status) ? absl::StatusCode::kUnavailable : status.code();
-  if (!MayBeTheWorker(status)) {
-    return absl::Status(code, absl::StrCat(name, ": ", status.message()));
-  }
-  workers.ReportFailure(role, lease.index(), absl::Status(code, status.message()));
-  failed.push_back(lease.index());
-  lease.Release();
-  RETURN_IF_ERROR(MayRetry(role, absl::Status(code, status.message())));
-  const bool resume = !prefill && decoding_;
-  if (absl::Status picked = PickWorker(role); !picked.ok()) {
-    const std::string when =
-        resume ? absl::StrCat(" failed after ", usage_.generated_tokens, " tokens") : "";
-    return absl::Status(code,
-                        absl::StrCat(name, when, ": ", status.message(), "; ", picked.message()));
-  }
-  GatewayMetrics& metrics = *env_->deps.metrics;
-  if (resume) {
-    ++usage_.resumes;
-    resuming_ = true;
-    metrics.resumes.With({reason}).Increment();
-  } else {
-    metrics.retries.With({prefill ? "prefill" : "decode"}).Increment();
-  }
-  LogWarn(resume ? "resuming on another worker" : "trying another worker",
-          {{"request", id()},
-           {"trace", input_.trace_id},
-           {"failed", name},
-           {"code", absl::StatusCodeToString(code)},
-           {"error", std::string(status.message())},
-           {"tokens", absl::StrCat(usage_.generated_tokens)}});
-  return absl::OkStatus();
 }
 
 void Request::Relay(std::vector<SampledToken> tokens, FinishReason finish, Leftovers* left) {
@@ -538,26 +470,7 @@ void Request::CancelByClient() {
 void Request::Tick(Time now) {
   ExpireIfDue(now);
   LeaveSilentWorker(now);
-}
-
-void Request::LeaveSilentWorker(Time now) {
-  const Duration silence = env_->options.worker_silence;
-  std::shared_ptr<WorkerCall> silent;
-  Leftovers left;
-  {
-    MutexLock lock(mu_);
-    // Without call_ the stub has not returned yet: there is nothing to cancel so far.
-    if (ended_ || call_ == nullptr || heard_ == Time::max() || now - heard_ < silence) return;
-    silent = std::move(call_);
-    CallIsOver();
-    const absl::Status retry =
-        Retry(WorkerRole::kAttention,
-              absl::UnavailableError(absl::StrCat("it sent nothing for ", Seconds(silence), " s")),
-              "silent");
-    if (!retry.ok()) End(retry, &left);
-  }
-  silent->Cancel();  // it may go on one day: it must not go on decoding this
-  if (left.ended == nullptr) StartDecode();
+  LookForAwaitedWorker(now);
 }
 
 void Request::ExpireIfDue(Time now) {

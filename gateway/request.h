@@ -10,6 +10,10 @@
 //
 // A client's retry brings the tokens that it has: such a request begins where OnPrefill ends.
 //
+// With no usable worker left, a request that was under way waits for one to come back (Await), up
+// to resume_wait: Tick looks and goes on with StartPrefill, StartDecode or, for a client's retry
+// that found none, Match. A new request is refused at once: its client knows better what to do.
+//
 // Prepare and Match run on the executor, the On... steps on the stubs' threads. The steps of a
 // request follow each other; only Cancel comes from outside at any time. Whoever ends the request
 // first wins: End() under mu_ gives back what it holds, then tells the client (who may at once send
@@ -64,6 +68,8 @@ struct PipelineOptions {
   Duration match_timeout = std::chrono::milliseconds(100);
   int max_resumes = 3;                                 // of one request
   Duration worker_silence = std::chrono::seconds(10);  // then an attention worker counts as lost
+  // How long a request that was under way waits while no worker of a role is usable; 0: it ends.
+  Duration resume_wait{0};
 };
 
 // All outlive the requests.
@@ -103,7 +109,8 @@ class Request : public std::enable_shared_from_this<Request> {
   // The client went away, by itself or because its deadline passed.
   void CancelByClient();
   // Ends it with kDeadlineExceeded when its deadline has passed; resumes it elsewhere when its
-  // attention worker has been silent for too long. To be called many times a second.
+  // attention worker has been silent for too long, or when one that it waits for is there. To be
+  // called many times a second.
   void Tick(Time now);
 
   // What it did when, until now or its end.
@@ -131,8 +138,10 @@ class Request : public std::enable_shared_from_this<Request> {
   // Takes the tokens that the client has already. `finish`: they are the whole answer.
   absl::Status TakeResumeTokens(FinishReason* finish) REQUIRES(mu_);
   bool resumed_by_client() const { return !input_.resume_tokens.empty(); }
+  bool retried_by_client() const { return resumed_by_client() || input_.attempt > 1; }
   void OnSlot();
   void Match();
+  void FailMatch(const absl::Status& failure);
   void StartPrefill();
   void OnPrefill(uint64_t number, absl::StatusOr<PrefillResult> result);
   void StartDecode();
@@ -140,6 +149,7 @@ class Request : public std::enable_shared_from_this<Request> {
   void OnDecodeDone(uint64_t number, const absl::Status& status);
   void ExpireIfDue(Time now);
   void LeaveSilentWorker(Time now);
+  void LookForAwaitedWorker(Time now);
 
   // Picks a usable worker of the role that did not fail this request, and leases it.
   absl::Status PickWorker(WorkerRole role) REQUIRES(mu_);
@@ -149,11 +159,24 @@ class Request : public std::enable_shared_from_this<Request> {
   // The call `number` is the one under way.
   bool Current(uint64_t number) const REQUIRES(mu_) { return !ended_ && number == call_number_; }
   void CallIsOver() REQUIRES(mu_);
-  // A call on the role's worker failed. OK: another worker was picked, the call is to be repeated.
-  // Else what to tell the client. `reason`: a value of the resume counter's label.
+  // A call on the role's worker failed. OK: the call is to be repeated, on another worker that was
+  // picked or on one that is awaited. Else what to tell the client. `reason`: a value of the resume
+  // counter's label.
   absl::Status Retry(WorkerRole role, const absl::Status& status, const char* reason) REQUIRES(mu_);
   // Whether one more worker may be tried, else why not.
   absl::Status MayRetry(WorkerRole role, const absl::Status& failure) const REQUIRES(mu_);
+  // Counts and logs a call that another worker takes over. `reason`: as for Retry.
+  void CountRetry(WorkerRole role, const char* reason) REQUIRES(mu_);
+  // What follows when a worker is usable again.
+  enum class Step { kNone, kMatch, kPrefill, kDecode };
+  // No worker was to be had for `step`. True: the request waits for one, and ends with `failure`
+  // when none comes. `reason`: as for Retry, null: the step was not tried before.
+  bool Await(Step step, const absl::Status& failure, const char* reason) REQUIRES(mu_);
+  // Whether the awaited step has its workers now.
+  bool AwaitedIsThere() REQUIRES(mu_);
+  std::vector<size_t>& FailedOf(WorkerRole role) REQUIRES(mu_) {
+    return role == WorkerRole::kPrefill ? failed_prefill_ : failed_attention_;
+  }
   // Sends tokens to the client; ends the answer when `finish` says so, or a stop string does.
   void Relay(std::vector<SampledToken> tokens, FinishReason finish, Leftovers* left) REQUIRES(mu_);
   void CompleteUsage() REQUIRES(mu_);
@@ -185,9 +208,16 @@ class Request : public std::enable_shared_from_this<Request> {
   std::shared_ptr<WorkerCall> call_ GUARDED_BY(mu_);
   uint64_t call_number_ GUARDED_BY(mu_) = 0;  // of the call under way; moves on when it is over
   Time heard_ GUARDED_BY(mu_) = Time::max();  // from the attention worker; max: none is asked
+  // Not to be picked again. Those of the attention role since one last sent a token: one that
+  // failed before may have come back.
   std::vector<size_t> failed_prefill_ GUARDED_BY(mu_);
-  // Since an attention worker last sent a token: one that failed before may have come back.
   std::vector<size_t> failed_attention_ GUARDED_BY(mu_);
+  int prefill_failures_ GUARDED_BY(mu_) = 0;
+  int attention_failures_ GUARDED_BY(mu_) = 0;  // likewise since the last token
+  Step awaited_ GUARDED_BY(mu_) = Step::kNone;  // nothing else is under way then
+  Time await_until_ GUARDED_BY(mu_){};
+  absl::Status await_failure_ GUARDED_BY(mu_);
+  const char* await_reason_ GUARDED_BY(mu_) = nullptr;
   WorkerLease prefill_ GUARDED_BY(mu_);
   WorkerLease attention_ GUARDED_BY(mu_);
 

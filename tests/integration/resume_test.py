@@ -204,6 +204,82 @@ class Resume(ResumeCase):
         self.wait_usable()
 
 
+class OneOfEach(ResumeCase):
+    """With one worker of each role there is nobody to go to: requests wait for it to come back, whoever else goes meanwhile."""
+    options = dict(ResumeCase.options, attentions=1, gateway_args=["--worker-silence", "2s", "--poll-timeout", "30s", "--resume-wait", "60s"])
+
+    def args(self, start, *sampling):
+        return ("--prompt-ids", prompt_ids(300, start), "--max-tokens", LENGTH, "--ignore-eos", "--logprobs", 2, *sampling)
+
+    def expect_waited(self, before):
+        self.assertEqual(self.cluster.gateway.metric("oscarkv_gateway_worker_waits_total", outcome="came_back"), before + 1)
+
+    def waited(self):
+        return self.cluster.gateway.metric("oscarkv_gateway_worker_waits_total", outcome="came_back")
+
+    def hold_prefill(self, client_args):
+        """A request whose prefill is under way at a stopped worker."""
+        self.cluster["prefill-0"].send(signal.SIGSTOP)
+        client = self.cluster.generate_process("", "--json", *client_args)
+        self.cluster.wait_for("the request runs", lambda: self.cluster.gateway.metric("oscarkv_gateway_running_requests") == 1)
+        return client
+
+    def finish(self, client, want):
+        out, err = client.communicate(timeout=60)
+        self.assertEqual(client.returncode, 0, err + self.cluster.logs())
+        got = json.loads(out)
+        self.assertEqual(tokens(got), tokens(want))
+        self.assertEqual(got["text"], want["text"])
+        self.assertEqual(got["usage"]["generated_tokens"], want["usage"]["generated_tokens"])
+
+    def test_attention_worker(self):
+        for sampling in (GREEDY, SEEDED):
+            args, before = self.args(5000, *sampling), self.waited()
+            want = self.undisturbed(*args)
+
+            def fault(role):
+                role.kill()
+                self.restart(role)
+            self.check(want, Stream(self.cluster, args, 40, fault))
+            self.expect_waited(before)
+        self.expect_no_leak()
+
+    def test_prefill_worker(self):
+        args, before = self.args(5500), self.waited()
+        want = self.undisturbed(*args)
+        client = self.hold_prefill(args)
+        self.cluster["prefill-0"].kill()
+        self.cluster.restart("prefill-0")
+        self.finish(client, want)
+        self.expect_waited(before)
+        self.expect_no_leak()
+
+    def test_gateway_before_the_first_token(self):
+        args = self.args(6000, *SEEDED)
+        want = self.undisturbed(*args)
+        client = self.hold_prefill((*args, "--retries", 20))
+        self.cluster.gateway.kill()
+        self.cluster["prefill-0"].send(signal.SIGCONT)
+        self.cluster.gateway = self.cluster.restart("gateway")
+        self.finish(client, want)
+        self.expect_no_leak()
+
+    def test_gateway_and_attention_worker(self):
+        args = self.args(6500)
+        want = self.undisturbed(*args)
+
+        def fault(role):
+            role.kill()
+            self.cluster.gateway.kill()
+            self.cluster.gateway = self.cluster.restart("gateway")
+            # The client is back, and waits for what is not there.
+            self.cluster.wait_for("the retry has come", lambda: self.cluster.gateway.metric("oscarkv_gateway_running_requests") == 1)
+            self.restart(role)
+        self.check(want, Stream(self.cluster, (*args, "--retries", 20), 40, fault), resumes=0)
+        self.expect_waited(0)
+        self.expect_no_leak()
+
+
 class ExpiredHandover(ResumeCase):
     """The window's bf16 copies are gone when the next worker wants them: its tokens are computed again over the stored pages."""
     options = dict(ResumeCase.options, attention_args=["--handover-ttl", "1s"], prefill_args=["--handover-ttl", "1s"],

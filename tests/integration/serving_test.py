@@ -78,7 +78,7 @@ class Overload(ClusterTest):
 
 class KilledAttentionWorker(ClusterTest):
     """The only one; with two of them: resume_test.py."""
-    options = dict(attentions=1)
+    options = dict(attentions=1, gateway_args=["--resume-wait", "0s"])
 
     def test_stream_ends_unavailable_and_nothing_leaks(self):
         process = self.cluster.generate_process(words(400), "--max-tokens", 20000, "--ignore-eos")

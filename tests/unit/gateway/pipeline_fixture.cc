@@ -214,6 +214,7 @@ PipelineTest::PipelineTest(const PipelineSetup& setup) {
   options.admission = setup.admission;
   options.model = {32768, 8192};
   options.eos_tokens = {kEos};
+  options.resume_wait = setup.resume_wait;
   pipeline_ = std::make_unique<RequestPipeline>(
       options,
       PipelineDeps{&tokenizer(),

@@ -83,6 +83,7 @@ struct PipelineSetup {
   int attention = 2;
   AdmissionOptions admission = {.max_running = 4, .max_waiting = 4};
   uint32_t max_context = 32768;
+  Duration resume_wait{0};
 };
 
 class PipelineTest : public ::testing::Test {
