@@ -26,6 +26,19 @@ struct PrefillMetrics {
                     "oscarkv_prefill_window_misses_total",
                     "Prefix hits whose bf16 window was not stored any more: it was recomputed.")
                 .Get()),
+        prefix_tokens(registry->AddCounter(
+            "oscarkv_prefill_prefix_tokens_total",
+            "Prompt tokens that the store was found to hold, by what became of it: fetched; chosen "
+            "(computed, which was expected to be faster), late (computed, a get took too long), "
+            "lost (computed, the store did not have it any more).",
+            {"fate"})),
+        fetch_rate(registry->AddGauge(
+            "oscarkv_prefill_fetch_bytes_per_second",
+            "What the last get of a prefix moved, by the lanes that it used.", {"lane"})),
+        compute_rate(registry
+                         ->AddGauge("oscarkv_prefill_compute_tokens_per_second",
+                                    "Tokens of the last chunk by the time it was computed in.")
+                         .Get()),
         queue_depth(
             registry->AddGauge("oscarkv_prefill_queue_depth", "Prompts that wait for their turn.")
                 .Get()),
@@ -54,6 +67,9 @@ struct PrefillMetrics {
   Metric& cached;
   Metric& blocks_not_stored;
   Metric& window_misses;
+  MetricFamily& prefix_tokens;  // {fate}
+  MetricFamily& fetch_rate;     // {lane}
+  Metric& compute_rate;
   Metric& queue_depth;
   Metric& queue_age;
   Metric& running;

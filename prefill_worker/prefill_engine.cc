@@ -24,9 +24,17 @@ using worker::PutOutcome;
 using worker::StoredBlock;
 
 namespace {
+
 double Seconds(Duration d) {
   return std::chrono::duration<double>(d).count();
 }
+
+FetchPolicyOptions FetchOptions(const PrefillEngineOptions& options) {
+  FetchPolicyOptions fetch = options.fetch;
+  fetch.measured = fetch.measured && options.window_miss == WindowMiss::kRecompute;
+  return fetch;
+}
+
 }  // namespace
 
 struct PrefillEngine::Sequence {
@@ -54,7 +62,8 @@ struct PrefillEngine::Sequence {
   int pending_io = 0;
   bool waiting = true;  // counted in waiting_
   int matched = 0;      // blocks of the prompt that are stored (first) and fetched (then)
-  int pos = 0;          // tokens before it are computed or fetched
+  bool fetch_window = true;
+  int pos = 0;  // tokens before it are computed or fetched
   bool computed = false;
   PrefillResult result;
   Time arrived, started{}, fetched{}, compute_end{};
@@ -70,7 +79,8 @@ PrefillEngine::PrefillEngine(const PrefillEngineOptions& options, ModelRunner* r
       fetch_pool_(fetch_pool),
       putter_(putter),
       metrics_(metrics),
-      worker_metrics_(worker_metrics) {
+      worker_metrics_(worker_metrics),
+      fetch_policy_(FetchOptions(options), &io->clock(), metrics) {
   thread_ = std::thread([this] { Loop(); });
   pthread_setname_np(thread_.native_handle(), "prefill-engine");
 }
@@ -216,6 +226,7 @@ void PrefillEngine::OnMatched(Sequence* seq, const absl::StatusOr<size_t>& match
 void PrefillEngine::Admit() {
   while (!planned_.empty()) {
     Sequence* seq = planned_.front();
+    ChooseFetch(seq);
     if (!TakeSlots(PlanSlots(seq->num_tokens(), seq->matched, io_->coded()), &seq->kv)) {
       seq->kv.Clear();
       return;  // Check() made sure that it fits once others have ended
@@ -224,25 +235,72 @@ void PrefillEngine::Admit() {
     if (seq->matched > 0) {
       Fetch(seq);
     } else {
-      Proceed(seq, 0, /*window=*/true);
+      Proceed(seq, 0, /*window=*/true, "lost");
     }
   }
 }
 
+void PrefillEngine::ChooseFetch(Sequence* seq) {
+  if (seq->matched == 0) return;
+  const auto bytes_of = [this](BlockKind kind) {
+    return BlockBytes(static_cast<BlockBody>(kind), io_->identity().shape);
+  };
+  uint64_t bytes = 0;
+  for (int b = 0; b < seq->matched; ++b)
+    bytes += bytes_of(io_->IsPage(b) ? BlockKind::kPage : BlockKind::kBf16);
+  const int prompts = 1 + static_cast<int>(ready_.size());
+  const int end = std::min(seq->matched * kBlockTokens, seq->num_tokens() - 1);
+  const int window = io_->coded() ? seq->matched - WindowBegin(seq->matched) : 0;
+  const auto fetch = fetch_policy_.FetchSeconds(bytes);
+  const auto compute = fetch_policy_.ComputeSeconds(0, end, prompts);
+  auto all_fetch = fetch;
+  seq->fetch_window = window > 0;
+  if (window > 0) {
+    const auto window_fetch = fetch_policy_.FetchSeconds(window * bytes_of(BlockKind::kHandover));
+    const auto window_compute =
+        fetch_policy_.ComputeSeconds(WindowBegin(seq->matched) * kBlockTokens, end, prompts);
+    seq->fetch_window = fetch_policy_.WorthFetching(window_fetch, window_compute);
+    const auto& least = seq->fetch_window ? window_fetch : window_compute;
+    if (all_fetch && least) *all_fetch += *least;
+  }
+  if (fetch_policy_.WorthFetching(all_fetch, compute)) return;
+  metrics_->prefix_tokens.With({"chosen"}).Add(seq->matched * kBlockTokens);
+  seq->matched = 0;
+}
+
 void PrefillEngine::Fetch(Sequence* seq) {
   std::vector<StoredBlock> blocks;
-  for (int b = 0; b < seq->matched; ++b) blocks.push_back(io_->Main(seq->names, seq->kv, b));
-  if (io_->coded()) {
-    for (int b = WindowBegin(seq->matched); b < seq->matched; ++b)
-      blocks.push_back(io_->Window(seq->names, seq->kv, b));
-  }
+  const int matched = seq->matched;
+  const int window = seq->fetch_window ? WindowBegin(matched) : matched;
+  for (int b = 0; b < matched; ++b) blocks.push_back(io_->Main(seq->names, seq->kv, b));
+  for (int b = window; b < matched; ++b) blocks.push_back(io_->Window(seq->names, seq->kv, b));
+  worker::FetchPace pace;
+  pace.get_blocks = FetchPolicy::kGetBlocks;
+  // The window's copies, which come last, stand for the tokens of their blocks once more.
+  pace.patience = [this, matched, window, prompts = 1 + static_cast<int>(ready_.size())](
+                      size_t begin, size_t end) {
+    const int first = static_cast<int>(begin), last = static_cast<int>(end);
+    auto seconds = fetch_policy_.ComputeSeconds(std::min(first, matched) * kBlockTokens,
+                                                std::min(last, matched) * kBlockTokens, prompts);
+    if (last > matched && seconds) {
+      *seconds +=
+          *fetch_policy_.ComputeSeconds((window + std::max(0, first - matched)) * kBlockTokens,
+                                        (window + last - matched) * kBlockTokens, prompts);
+    }
+    return fetch_policy_.Patience(seconds);
+  };
+  pace.observe = [this](const TransferTotals& moved, uint64_t asked, Duration took, bool late) {
+    fetch_policy_.Fetched(moved.lanes, asked, moved.bytes, took, late);
+  };
   ++seq->pending_io;
-  fetch_pool_->Post([this, seq, blocks = std::move(blocks), cancelled = seq->cancelled] {
-    TransferTotals totals;
-    auto statuses = io_->Fetch(blocks, *cancelled, &totals);
-    mailbox_.Post(
-        [this, seq, statuses = std::move(statuses), totals] { OnFetched(seq, statuses, totals); });
-  });
+  fetch_pool_->Post(
+      [this, seq, blocks = std::move(blocks), cancelled = seq->cancelled, pace = std::move(pace)] {
+        TransferTotals totals;
+        auto statuses = io_->Fetch(blocks, *cancelled, &totals, pace);
+        mailbox_.Post([this, seq, statuses = std::move(statuses), totals] {
+          OnFetched(seq, statuses, totals);
+        });
+      });
 }
 
 void PrefillEngine::OnFetched(Sequence* seq, const std::vector<absl::Status>& statuses,
@@ -259,17 +317,22 @@ void PrefillEngine::OnFetched(Sequence* seq, const std::vector<absl::Status>& st
   };
   const size_t asked = seq->matched;
   const size_t got = first_bad(0, asked);
-  const bool window =
-      got == asked && first_bad(asked, statuses.size()) == static_cast<ptrdiff_t>(statuses.size());
-  Proceed(seq, static_cast<int>(got), window || !io_->coded() || got <= kSinkBlocks);
+  const size_t bad = got < asked ? got : first_bad(asked, statuses.size());
+  const bool window = bad == statuses.size() && seq->fetch_window;
+  const char* fate = bad == statuses.size()                    ? "chosen"
+                     : absl::IsDeadlineExceeded(statuses[bad]) ? "late"
+                                                               : "lost";
+  Proceed(seq, static_cast<int>(got), window || !io_->coded() || got <= kSinkBlocks, fate);
 }
 
-void PrefillEngine::Proceed(Sequence* seq, int matched, bool window) {
-  if (!window) metrics_->window_misses.Increment();
+void PrefillEngine::Proceed(Sequence* seq, int matched, bool window, const char* fate) {
+  if (!window && fate != absl::string_view("chosen")) metrics_->window_misses.Increment();
   const int start = StartPosition(seq->num_tokens(), matched, window, options_.window_miss);
   if (start == 0) matched = 0;
   if (matched < seq->matched) {
     // More is computed than was planned, and its bf16 blocks need slots.
+    const int missing = (seq->matched - matched) * kBlockTokens;
+    metrics_->prefix_tokens.With({fate}).Add(missing);
     seq->matched = matched;
     if (!TakeSlots(PlanSlots(seq->num_tokens(), matched, io_->coded()), &seq->kv)) {
       seq->kv.Clear();
@@ -277,6 +340,9 @@ void PrefillEngine::Proceed(Sequence* seq, int matched, bool window) {
       return;
     }
   }
+  metrics_->prefix_tokens.With({"fetched"}).Add(start);
+  metrics_->prefix_tokens.With({fate}).Add(std::min(matched * kBlockTokens, seq->num_tokens() - 1) -
+                                           start);
   seq->pos = start;
   seq->result.cached_tokens = start;
   seq->fetched = Now();
@@ -323,6 +389,7 @@ absl::Status PrefillEngine::ComputeChunk(Sequence* seq) {
   const Duration took = Now() - before;
   seq->result.compute += took;
   metrics_->chunk_seconds.Observe(Seconds(took));
+  if (output.ok()) fetch_policy_.Computed(begin, end, took);
   if (!output.ok()) {
     if (put != nullptr) put->Abandon();
     return output.status();

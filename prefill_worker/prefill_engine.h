@@ -20,6 +20,7 @@
 #include "common/task_pool.h"
 #include "model/model_runner.h"
 #include "model/sampler.h"
+#include "prefill_worker/fetch_policy.h"
 #include "prefill_worker/metrics.h"
 #include "prefill_worker/prefill_plan.h"
 #include "worker/block_io.h"
@@ -56,6 +57,8 @@ struct PrefillEngineOptions {
   int max_active = 4;      // prompts between lookup and answer
   int max_queue = 64;      // prompts that wait
   WindowMiss window_miss = WindowMiss::kRecompute;
+  // What pays does not matter with WindowMiss::kAll, where a part of a prefix is of no use.
+  FetchPolicyOptions fetch;
 };
 
 struct WorkerLoad {
@@ -99,11 +102,14 @@ class PrefillEngine {
   void StartQueued();
   void OnMatched(Sequence* seq, const absl::StatusOr<size_t>& matched);
   void Admit();
+  // Whether the match and its window are fetched; nothing: seq->matched is 0 then.
+  void ChooseFetch(Sequence* seq);
   void Fetch(Sequence* seq);
   void OnFetched(Sequence* seq, const std::vector<absl::Status>& statuses,
                  const TransferTotals& totals);
-  // Goes on with `matched` fetched blocks, or back to Admit for slots.
-  void Proceed(Sequence* seq, int matched, bool window);
+  // Goes on with `matched` fetched blocks, or back to Admit for slots. `fate`: of those that are
+  // missing.
+  void Proceed(Sequence* seq, int matched, bool window, const char* fate);
   bool ComputeOneChunk();
   absl::Status ComputeChunk(Sequence* seq);
   std::shared_ptr<worker::BlockPut> StartPut(Sequence* seq,
@@ -123,6 +129,7 @@ class PrefillEngine {
   worker::BlockPutter* const putter_;
   PrefillMetrics* const metrics_;
   worker::WorkerMetrics* const worker_metrics_;
+  FetchPolicy fetch_policy_;
 
   std::atomic<uint64_t> next_id_{1};
   std::atomic<int> waiting_{0};  // grows under gate_mu_

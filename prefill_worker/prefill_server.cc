@@ -22,6 +22,15 @@ void AddOptions(OptionTable* table, PrefillServerOptions* o) {
   table->AddChoice("window-miss", &o->window_miss, {"recompute", "all"},
                    "A cached prefix whose recent bf16 blocks expired: recompute its last 256 "
                    "tokens, or the whole prompt");
+  table->AddChoice("fetch-policy", &o->fetch_policy, {"measured", "always"},
+                   "A cached prefix: fetch it as far as that is not slower than computing it, by "
+                   "what both took lately; or always. With --deterministic and --window-miss all: "
+                   "always");
+  table->AddFloat("fetch-margin", &o->engine.fetch.margin, 0, 100,
+                  "By what share of its time computing must be faster to be chosen");
+  table->AddDuration("fetch-min-wait", &o->engine.fetch.min_wait, std::chrono::milliseconds(1),
+                     std::chrono::minutes(5),
+                     "By how much it must be faster at least; a get is never given up sooner");
 }
 
 struct PrefillServer::Impl {
@@ -39,6 +48,7 @@ absl::StatusOr<std::unique_ptr<PrefillServer>> PrefillServer::Start(
   engine.window_miss = options.worker.deterministic || options.window_miss == "all"
                            ? WindowMiss::kAll
                            : WindowMiss::kRecompute;
+  engine.fetch.measured = options.fetch_policy == "measured";
   if (engine.chunk_tokens % kBlockTokens != 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("--chunk=", engine.chunk_tokens, ": expected a multiple of ", kBlockTokens));

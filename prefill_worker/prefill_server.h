@@ -16,6 +16,7 @@ struct PrefillServerOptions {
   worker::WorkerOptions worker;
   PrefillEngineOptions engine;
   std::string window_miss = "recompute";
+  std::string fetch_policy = "measured";
 };
 // Rows for all of them.
 void AddOptions(OptionTable* table, PrefillServerOptions* options);

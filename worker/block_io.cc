@@ -9,9 +9,6 @@
 
 namespace oscarkv::worker {
 namespace {
-// Blocks of one Get: enough to fill the wire, few enough that a cancelled fetch ends soon.
-constexpr size_t kFetchGroup = 64;
-
 // An unfinished block has no chain key of its own: it lives with the block before it.
 BlockKey PartialPlacement(const ChainNames& names, const BlockKey& own) {
   const auto chain = names.chain();
@@ -111,8 +108,8 @@ StoredBlock BlockIo::Partial(const ChainNames& names, const SequenceKv& kv,
 }
 
 std::vector<absl::Status> BlockIo::Fetch(absl::Span<const StoredBlock> blocks,
-                                         const std::atomic<bool>& cancelled,
-                                         TransferTotals* totals) const {
+                                         const std::atomic<bool>& cancelled, TransferTotals* totals,
+                                         const FetchPace& pace) const {
   std::vector<absl::Status> statuses;
   if (blocks.empty()) return statuses;
   const auto store = Store(blocks[0].tenant);
@@ -121,23 +118,39 @@ std::vector<absl::Status> BlockIo::Fetch(absl::Span<const StoredBlock> blocks,
     return statuses;
   }
   statuses.reserve(blocks.size());
-  for (size_t begin = 0; begin < blocks.size(); begin += kFetchGroup) {
-    const auto group = blocks.subspan(begin, kFetchGroup);
+  for (size_t begin = 0; begin < blocks.size(); begin += pace.get_blocks) {
+    const auto group = blocks.subspan(begin, pace.get_blocks);
     if (cancelled.load()) {
       statuses.resize(blocks.size(), absl::CancelledError("the request was cancelled"));
       break;
     }
     std::vector<GetRequest> requests;
     requests.reserve(group.size());
+    uint64_t asked = 0;
     for (const StoredBlock& block : group) {
       requests.push_back(
           {block.spec.key, block.spec.placement, {block.HeaderPiece(), block.BodyPiece()}});
+      asked += block.spec.size;
     }
+    const Time start = clock_->Now();
+    const Duration patience =
+        pace.patience ? pace.patience(begin, begin + group.size()) : Duration::max();
+    const Duration limit = std::min(patience, options_.timeout);
     TransferTotals moved;
-    std::vector<absl::Status> got = (*store)->Get(requests, Deadline(), &moved);
+    std::vector<absl::Status> got = (*store)->Get(requests, start + limit, &moved);
     AddTotals(moved, totals);
+    const Duration took = clock_->Now() - start;
+    const bool late = took >= limit && std::any_of(got.begin(), got.end(), [](const auto& s) {
+                        return absl::IsDeadlineExceeded(s);
+                      });
+    if (pace.observe) pace.observe(moved, asked, took, late);
     for (size_t i = 0; i < group.size(); ++i) {
       statuses.push_back(got[i].ok() ? CheckFetched(store->get(), group[i]) : std::move(got[i]));
+    }
+    if (late && limit == patience) {
+      statuses.resize(blocks.size(),
+                      absl::DeadlineExceededError("not asked for: those before came too late"));
+      break;
     }
   }
   return statuses;

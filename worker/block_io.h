@@ -88,6 +88,18 @@ struct BlockIoOptions {
   bool deterministic = false;
 };
 
+// How a fetch of many blocks is cut into gets, and what bounds each of them beside the store's
+// timeout. The functions may be empty.
+struct FetchPace {
+  size_t get_blocks = 64;  // enough to fill the wire, few enough that a cancelled fetch ends soon
+  // How long the get of blocks [begin, end) may take; after one that took longer no further one is
+  // made.
+  std::function<Duration(size_t begin, size_t end)> patience;
+  // After each get: what it moved of the bytes asked for, and whether it was given up.
+  std::function<void(const TransferTotals& moved, uint64_t asked, Duration took, bool late)>
+      observe;
+};
+
 // The store as one tenant sees it. May block while it connects.
 using StoreOf = std::function<absl::StatusOr<std::shared_ptr<KvClient>>(const std::string&)>;
 
@@ -127,9 +139,11 @@ class BlockIo {
 
   // Reads blocks, all of one tenant, into their slots and checks their headers. One status per
   // block; a block whose header is not as expected is erased and kDataLoss. Looks at `cancelled`
-  // between groups of blocks: then kCancelled for the rest.
+  // between gets: then kCancelled for the rest. Blocks that came too late, or that were not asked
+  // for because earlier ones did: kDeadlineExceeded.
   std::vector<absl::Status> Fetch(absl::Span<const StoredBlock> blocks,
-                                  const std::atomic<bool>& cancelled, TransferTotals* totals) const;
+                                  const std::atomic<bool>& cancelled, TransferTotals* totals,
+                                  const FetchPace& pace = {}) const;
 
  private:
   StoredBlock Describe(const ChainNames& names, BlockKind kind, int tokens) const;

@@ -238,12 +238,13 @@ std::vector<bool> FakeKvClient::Exists(absl::Span<const BlockKey> keys, absl::Sp
   return found;
 }
 
-std::vector<absl::Status> FakeKvClient::Get(absl::Span<const GetRequest> requests, Time,
+std::vector<absl::Status> FakeKvClient::Get(absl::Span<const GetRequest> requests, Time deadline,
                                             TransferTotals* totals) {
   std::vector<absl::Status> statuses;
   const absl::Status whole = store_->Ask(FakeKvStore::Op::kGet, nullptr);
   for (const GetRequest& request : requests) {
     absl::Status status = whole.ok() ? store_->Ask(FakeKvStore::Op::kGet, &request.key) : whole;
+    if (store_->clock_->Now() >= deadline) status = absl::DeadlineExceededError("fake");
     if (status.ok()) status = store_->Read(request);
     if (status.ok() && totals != nullptr) {
       for (const LocalPiece& piece : request.pieces) totals->bytes += piece.length;

@@ -87,7 +87,8 @@ class Role:
 class Cluster:
     def __init__(self, kvstores=1, prefills=1, attentions=1, profile="oscar", capacity="256MiB", kvstore_args=(),
                  prefill_args=(), attention_args=(), gateway_args=(), worker_args=(), store_args=(), zones=(), etcd=(), model=MODEL,
-                 data_path="ucx", lanes="auto"):
+                 data_path="ucx", lanes="auto", fetch_min_wait="30s"):
+        """`fetch_min_wait`: so long that what a test finds in the store does not depend on how busy the machine is."""
         self._folder = tempfile.TemporaryDirectory(prefix="oscarkv-test-")
         self.roles = {}
         self.kvstore_args = ["--capacity", capacity, "--ucx-lanes", lanes, *kvstore_args]
@@ -100,6 +101,7 @@ class Cluster:
             self.nodes = ",".join(nodes)
             store_args = [*(etcd or ["--nodes", self.nodes]), *store_args]
             self.worker_args += store_args
+            prefill_args = ["--fetch-min-wait", fetch_min_wait, *prefill_args]
             prefill = [self.start(f"prefill-{i}", [*self.worker_args, *prefill_args]).address for i in range(prefills)]
             attention = [self.start(f"attention-{i}", [*self.worker_args, *attention_args]).address
                          for i in range(attentions)]
