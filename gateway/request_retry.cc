@@ -139,8 +139,9 @@ bool Request::AwaitedIsThere() {
       awaited_ == Step::kPrefill ? WorkerRole::kPrefill : WorkerRole::kAttention;
   // One that is gone may be picked once it answers again: it is another process then, or it has
   // been cut off meanwhile.
+  const std::string& name_space = model_->name_space;
   std::erase_if(FailedOf(role),
-                [&](size_t index) { return !workers.Usable(role, index, model_->name_space); });
+                [&](size_t index) { return !workers.Usable(role, index, name_space); });
   if (!PickWorker(role).ok()) return false;
   if (await_reason_ != nullptr) CountRetry(role, await_reason_);
   return true;

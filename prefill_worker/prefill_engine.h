@@ -58,7 +58,7 @@ struct PrefillEngineOptions {
   int max_queue = 64;      // prompts that wait
   WindowMiss window_miss = WindowMiss::kRecompute;
   // What pays does not matter with WindowMiss::kAll, where a part of a prefix is of no use.
-  FetchPolicyOptions fetch;
+  FetchPolicyOptions fetch{};
 };
 
 struct WorkerLoad {
