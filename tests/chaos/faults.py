@@ -2,6 +2,9 @@
 meanwhile, read from the counters of processes that survive: a fault that nobody noticed has tested nothing."""
 import os
 import signal
+import subprocess
+import time
+from pathlib import Path
 
 
 class Fault:
@@ -28,7 +31,7 @@ class Fault:
         if kind == "gateway":
             return c.total(("gateway",), "oscarkv_gateway_client_retries_total")
         if kind == "etcd":
-            return c.total(("kvstore", "gateway"), "oscarkv_membership_errors_total")
+            return c.zeros(("gateway", "prefill", "attention"), "oscarkv_kvstore_client_membership_connected")
         return (c.total(("gateway",), "oscarkv_gateway_worker_failures_total", role=kind)
                 + c.zeros(("gateway",), "oscarkv_gateway_worker_up", role=kind)
                 + (c.total(("gateway",), "oscarkv_gateway_resumes_total") if kind == "attention" else 0))
@@ -131,6 +134,52 @@ class BitFlips(Fault):
         return self.cluster.total(("kvstore",), "oscarkv_kvstore_corrupt_blocks_total")
 
 
+class EtcdPartition(Partition):
+    """Longer than it takes to notice, and than the nodes' leases: nobody may lose a member or an answer by it."""
+    what, hold_s = "partition 16 s of", 16
+
+
+class FullDisk(Fault):
+    """Something else fills the disk under a node's tier. New prompts come meanwhile: what is on disk already is not written again."""
+    what, hold_s = "full disk of", 10
+
+    def inject(self):
+        self.ballast = self.cluster.disk(self.victim) / "ballast"
+        with open(self.ballast, "wb") as f:
+            try:
+                while True:
+                    f.write(b"x" * (1 << 16))
+                    f.flush()
+            except OSError:
+                pass
+        self.cluster.load.fresh_share = 0.6
+
+    def heal(self):
+        self.cluster.load.fresh_share = 0
+        self.ballast.unlink()
+
+    def noticed(self):
+        return self.cluster.total(("kvstore",), "oscarkv_kvstore_ssd_errors_total")
+
+
+class DiskFlips(Fault):
+    """One bit of every block in the files of all nodes' tiers: no replica on disk is good. Readers or the scrubber find them."""
+    name, hold_s = "bit flips on all disks", 8
+
+    def inject(self):
+        deadline = time.monotonic() + 20
+        while not sum(flip_files(self.cluster.disk(name)) for name in self.cluster.disks):
+            if time.monotonic() > deadline:
+                raise AssertionError("no node has a block on disk to flip bits in")
+            time.sleep(0.5)
+
+    def heal(self):
+        pass
+
+    def noticed(self):
+        return self.cluster.total(("kvstore",), "oscarkv_kvstore_ssd_corrupt_blocks_total")
+
+
 class ClockJump(Fault):
     """An hour ahead, then back: nothing that expires may care about the wall clock."""
     what = "clock +1 h of"
@@ -164,6 +213,32 @@ def flip_blocks(pid, magic=b"OSCARKVB"):
                 flipped += 1
                 at = data.find(magic, at + 4)
     return flipped
+
+
+def flip_files(folder, magic=b"OSCARKVB"):
+    """The same to the blocks in the files of a folder, in place."""
+    flipped = 0
+    for path in Path(folder).rglob("*.blob"):
+        try:
+            with open(path, "r+b", 0) as f:
+                data = f.read()
+                at = data.find(magic)
+                while at >= 0:
+                    if at + 3000 < len(data):
+                        f.seek(at + 3000)
+                        f.write(bytes([data[at + 3000] ^ 4]))
+                        flipped += 1
+                    at = data.find(magic, at + 4)
+        except FileNotFoundError:  # dropped by the tier meanwhile
+            continue
+    return flipped
+
+
+def mount(folder, size):
+    """A file system of its own, so small that it can be filled; False where that is not permitted."""
+    Path(folder).mkdir(parents=True)
+    return subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True,
+                          check=False).returncode == 0
 
 
 def rss(pid):

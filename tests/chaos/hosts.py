@@ -91,8 +91,8 @@ class Proxy:
 
     `touched` counts chunks that were held back and connections that were broken."""
 
-    def __init__(self, target, delay_s=0.05):
-        self.target, self.delay_s = target, delay_s
+    def __init__(self, delay_s=0.05):
+        self.target, self.delay_s = None, delay_s  # target: "host:port", set before anybody connects
         self.mode, self.touched = "pass", 0
         self._open = set()
         self._lock = threading.Lock()

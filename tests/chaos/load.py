@@ -93,10 +93,12 @@ def conversations(command, tokens, seed, count, max_tokens):
 
 
 class Load:
-    """`clients` threads, each asking its next question when the last one ended, until stop()."""
+    """`clients` threads, each asking its next question when the last one ended, until stop(). A share `fresh_share` of them is new:
+    what it should have been is asked when all is healthy again (check_fresh)."""
 
-    def __init__(self, command, questions, seed, clients, cancel_share=0.1):
+    def __init__(self, command, questions, tokens, seed, clients, cancel_share=0.1):
         self.outcomes, self._lock, self._stop = [], threading.Lock(), threading.Event()
+        self._command, self._tokens, self.fresh_share, self._fresh = command, tokens, 0, []
         self._threads = [threading.Thread(target=self._client, args=(command, questions, random.Random(f"{seed}/{i}"), cancel_share))
                          for i in range(clients)]
         for t in self._threads:
@@ -104,11 +106,21 @@ class Load:
 
     def _client(self, command, questions, rng, cancel_share):
         while not self._stop.is_set():
-            outcome = ask(command, rng.choice(questions), rng.randrange(1, 8) if rng.random() < cancel_share else None)
+            if rng.random() < self.fresh_share:
+                question = Question(rng.sample(self._tokens, 8) + self._tokens[rng.randrange(0, len(self._tokens) - 700):][:640], 8)
+                outcome = ask(command, question)
+                if outcome.kind == "ok":
+                    self._fresh.append(question)
+            else:
+                outcome = ask(command, rng.choice(questions), rng.randrange(1, 8) if rng.random() < cancel_share else None)
             with self._lock:
                 self.outcomes.append(outcome)
             if outcome.kind in ("refused", "failed"):
                 self._stop.wait(0.2)  # a client that is told no does not hammer
+
+    def check_fresh(self):
+        """Outcomes of asking again what was new."""
+        return [ask(self._command, question) for question in self._fresh]
 
     def between(self, begin, end):
         """Outcomes of requests that ended in this time."""
