@@ -28,7 +28,7 @@ from faults import (BitFlips, ClockJump, Delay, DiskFlips, EtcdPartition, FullDi
 from hosts import SUBNET, Network, Proxy, why_not  # noqa: E402
 from load import Load, conversations  # noqa: E402
 
-TTL_S = 30  # of hand-over blocks
+TTL_S = 15  # of hand-over blocks
 RECOVERED = 4  # answers in a row
 FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 
@@ -170,8 +170,7 @@ def rate(outcomes, seconds):
     return sum(o.kind in ("ok", "tie") for o in outcomes) / seconds
 
 
-def run_fault(fault, load, report):
-    before_s = 5.0
+def run_fault(fault, load, report, before_s):
     time.sleep(before_s)
     injected = time.monotonic()
     count = fault.noticed()
@@ -328,7 +327,7 @@ def main():
         load = cluster.load = Load(command, questions, tokens, args.seed, args.clients)
         try:
             for fault in schedule(args, cluster, rng):
-                run_fault(fault, load, report)
+                run_fault(fault, load, report, before_s=3.0 if args.seconds is None else 5.0)
         finally:
             outcomes = load.stop()
         seconds = time.monotonic() - start
