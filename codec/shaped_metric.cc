@@ -34,7 +34,7 @@ absl::StatusOr<ShapedTables> ShapedTables::Create(const float* w, int d) {
   for (int j = 0; j < d; ++j) {
     double pivot = w[j * d + j] + kRidge * mean;
     for (int k = 0; k < j; ++k) pivot -= l[j * d + k] * l[j * d + k] * weight[k];
-    if (!(pivot > 0)) {
+    if (!(pivot > 0) || !(w[j * d + j] > 0)) {
       return absl::InvalidArgumentError(
           absl::StrFormat("metric is not positive definite: pivot %d is %.3g", j, pivot));
     }
@@ -52,17 +52,15 @@ absl::StatusOr<ShapedTables> ShapedTables::Create(const float* w, int d) {
   double norm = 0;
   for (int j = 0; j < d; ++j) {
     double ones = 0;
-    for (int i = j; i < d; ++i) ones += l[i * d + j];
-    t.weight_.push_back(static_cast<float>(weight[j]));
-    t.ones_.push_back(static_cast<float>(ones));
-    norm += weight[j] * ones * ones;
     for (int i = 0; i < d; ++i) {
-      if (i > j) t.feedback_[j * d + i] = static_cast<float>(l[i * d + j]);
-      if (i != j) {
-        t.sweep_[j * d + i] =
-            static_cast<float>((double{w[i * d + j]} + w[j * d + i]) / 2 / w[j * d + j]);
-      }
+      const double both = (double{w[i * d + j]} + w[j * d + i]) / 2;
+      ones += both;
+      if (i > j) t.feedback_[i * d + j] = static_cast<float>(l[i * d + j]);
+      if (i != j) t.sweep_[i * d + j] = static_cast<float>(both / w[j * d + j]);
     }
+    t.weight_.push_back(w[j * d + j]);
+    t.ones_.push_back(static_cast<float>(ones));
+    norm += ones;
   }
   t.ones_norm_ = static_cast<float>(norm);
   return t;

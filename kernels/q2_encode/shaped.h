@@ -8,8 +8,7 @@
 //      `widen`, for feedback needs room. Symmetric: middle 0, step 0.996 times the root mean
 //      square, widened.
 //   2. x = (y - middle) / step. For j = d-1 .. 0: q_j = the level nearest to x_j + sum_{i>j} L_ij
-//   e_i,
-//      e_j = x_j - q_j: the errors made so far are made good as far as the metric allows. Then
+//      e_i, e_j = x_j - q_j: the errors made so far are made good as far as the metric allows. Then
 //      `sweeps` times, j = d-1 .. 0: q_j = the level nearest to x_j + sum_{i!=j} W_ij e_i / W_jj,
 //      the best one while the others stay.
 //   3. Least squares of x by q (affine: and 1) in the metric W; kept when the step changes by less
@@ -19,8 +18,8 @@
 // scale = fp16 of the step, offset = fp16 of the value of code 0.
 //
 // Everything is fp32 with a given order of operations (shaped_ref.cc), fused where the reference
-// says fma: every backend gives the same bytes. Sums over i run downwards, first outside the block
-// of kShapedBlock channels that j is in, then inside it: blocks become matrix products.
+// says fma: every backend gives the same bytes. Sums over i > j run downwards from d-1, sums over
+// i < j upwards from 0, so that they can be taken in blocks of channels of any size.
 #pragma once
 
 #include <cstdint>
@@ -31,16 +30,15 @@
 
 namespace oscarkv::kernels {
 
-inline constexpr int kShapedBlock = 8;
 inline constexpr int kMaxSweeps = 4;
 
 // One side of one kv head, made once. All row-major fp32.
 struct ShapedMetric {
-  const float* feedback = nullptr;  // [d, d]: [j][i] = L_ij for i > j; 0 elsewhere
-  const float* sweep = nullptr;     // [d, d]: [j][i] = W_ij / W_jj for i != j; 0 on the diagonal
-  const float* weight = nullptr;    // [d]: D_j
-  const float* ones = nullptr;      // [d]: (L^T 1)_j
-  float ones_norm = 0;              // sum over j of D_j (L^T 1)_j^2
+  const float* feedback = nullptr;  // [d, d]: [i][j] = L_ij for i > j; 0 elsewhere
+  const float* sweep = nullptr;     // [d, d]: [i][j] = W_ij / W_jj for i != j; 0 on the diagonal
+  const float* weight = nullptr;    // [d]: W_jj
+  const float* ones = nullptr;      // [d]: (W 1)_j
+  float ones_norm = 0;              // 1^T W 1
 };
 
 struct ShapedArgs {

@@ -1,8 +1,9 @@
 // Shaped codes with one row per SIMD lane: what is sequential in a row (feedback, sweeps) runs for
 // a strip of rows at once, and a coefficient of the metric is one broadcast. All arrays of a strip
-// are [channel][row]. The sums over channels outside a block of 8 are matrix products, kept in
-// registers for several channels at a time; inside a block errors depend on each other, and go one
-// by one. The bytes are the reference's: lanes do what it does, in its order.
+// are [channel][row]. Channels go in blocks whose sums stay in registers: those over channels
+// outside the block are a matrix product; inside it, a new error is added to the sums of the
+// channels below it at once, so that nothing but the rounding itself waits for it. The bytes are
+// the reference's: lanes do what it does, in its order.
 #include "kernels/simd_targets.h"
 //
 #undef HWY_TARGET_INCLUDE
@@ -37,8 +38,10 @@ constexpr int kMaxHeadDim = 128;
 // Of a strip: its errors (16 KB with 16 lanes) stay in the first cache beside the coefficients.
 constexpr int kVectors = 2;
 constexpr int kMaxStrip = kVectors * 16;
-// Channels of a matrix product: 16 sums in 32 registers, 8 in 16.
-constexpr int kTogether = HWY_TARGET <= HWY_AVX3 ? 8 : 4;
+// Channels whose sums are in registers: 16 sums in 32 registers, 8 in 16.
+constexpr int kBlock = HWY_TARGET <= HWY_AVX3 ? 8 : 4;
+constexpr int kStarts = 3;
+constexpr float kStart[kStarts] = {0.9f, 0.75f, 0.62f};
 
 // f(v) for each vector of a strip.
 template <class F>
@@ -49,12 +52,16 @@ HWY_INLINE void ForStrip(const F& f) {
 // The rows of a strip. `lanes` floats per vector, kVectors vectors per channel.
 struct Strip {
   int d, lanes, rows;
-  alignas(64) float y[kMaxHeadDim * kMaxStrip];
+  const float* y;  // [d][kPageTokens], from the strip's first row on
   alignas(64) float x[kMaxHeadDim * kMaxStrip], q[kMaxHeadDim * kMaxStrip];
   alignas(64) float e[kMaxHeadDim * kMaxStrip];
-  alignas(64) float sums[kShapedBlock * kMaxStrip];
+  alignas(64) float above[kMaxHeadDim * kMaxStrip];  // of e, in the factors of the sweeps
+  alignas(64) float rest[kBlock * kMaxStrip];
   alignas(64) float middle[kMaxStrip], step[kMaxStrip];
 
+  HWY_INLINE V Y(int channel, int v) const {
+    return hn::Load(D(), y + channel * kPageTokens + v * lanes);
+  }
   HWY_INLINE V Get(const float* array, int channel, int v) const {
     return hn::Load(D(), array + channel * rows + v * lanes);
   }
@@ -68,52 +75,74 @@ HWY_INLINE V Nearest(V level) {
   return hn::Min(hn::Max(hn::Round(level), hn::Zero(d)), hn::Set(d, 3.0f));
 }
 
-// The affine start of one vector of rows: FitAffine of the reference.
+// Step and lowest value of code 0 for one vector of rows and one start of FitAffine.
+struct Affine {
+  V lo, step, inverse, shift;
+  V k1, k2, kc;
+
+  HWY_INLINE void Set(V new_lo, V new_step) {
+    const D d;
+    lo = new_lo;
+    step = new_step;
+    inverse = hn::Div(hn::Set(d, 1.0f), step);
+    shift = hn::Neg(hn::Mul(lo, inverse));
+    k1 = k2 = kc = hn::Zero(d);
+  }
+  HWY_INLINE V Code(V c) const { return Nearest(hn::MulAdd(c, inverse, shift)); }
+};
+
+// The affine start of one vector of rows: FitAffine of the reference, all starts abreast.
 HWY_INLINE void FitAffine(Strip* s, int v, float widen) {
   const D d;
   const V share = hn::Set(d, 1.0f / static_cast<float>(s->d)), least = hn::Set(d, 1e-8f);
-  V sum = hn::Zero(d), min = s->Get(s->y, 0, v), max = min;
+  V sum = hn::Zero(d), min = s->Y(0, v), max = min;
   for (int j = 0; j < s->d; ++j) {
-    const V y = s->Get(s->y, j, v);
+    const V y = s->Y(j, v);
     sum = hn::Add(sum, y);
     min = hn::Min(min, y);
     max = hn::Max(max, y);
   }
-  const V mean = hn::Mul(sum, share), one = hn::Set(d, 1.0f);
-  // x and e are free until step 2: e holds the values about their mean.
-  for (int j = 0; j < s->d; ++j) s->Put(hn::Sub(s->Get(s->y, j, v), mean), s->e, j, v);
-  V best = hn::Set(d, INFINITY), best_lo = hn::Zero(d), best_step = least;
-  for (const float start : {0.9f, 0.75f, 0.62f}) {
-    V lo = hn::Mul(min, hn::Set(d, start));
-    V step =
-        hn::Max(hn::Div(hn::Sub(hn::Mul(max, hn::Set(d, start)), lo), hn::Set(d, 3.0f)), least);
-    lo = hn::Sub(lo, mean);
-    for (int round = 0; round < 3; ++round) {
-      const V inverse = hn::Div(one, step);
-      V k1 = hn::Zero(d), k2 = hn::Zero(d), kc = hn::Zero(d);
-      for (int j = 0; j < s->d; ++j) {
-        const V c = s->Get(s->e, j, v);
-        const V k = Nearest(hn::Mul(hn::Sub(c, lo), inverse));
-        k1 = hn::Add(k1, k);
-        k2 = hn::MulAdd(k, k, k2);
-        kc = hn::MulAdd(k, c, kc);
-      }
-      const V mean_code = hn::Mul(k1, share);
-      step = hn::Max(hn::Div(kc, hn::Max(hn::Sub(k2, hn::Mul(k1, mean_code)), least)), least);
-      lo = hn::Neg(hn::Mul(step, mean_code));
-    }
-    const V inverse = hn::Div(one, step);
-    V error = hn::Zero(d);
+  const V mean = hn::Mul(sum, share);
+  // e is free until step 2: it holds the values about their mean.
+  for (int j = 0; j < s->d; ++j) s->Put(hn::Sub(s->Y(j, v), mean), s->e, j, v);
+  Affine fits[kStarts];
+  for (int i = 0; i < kStarts; ++i) {
+    const V lo = hn::Mul(min, hn::Set(d, kStart[i]));
+    const V range = hn::Sub(hn::Mul(max, hn::Set(d, kStart[i])), lo);
+    fits[i].Set(hn::Sub(lo, mean), hn::Max(hn::Div(range, hn::Set(d, 3.0f)), least));
+  }
+  for (int round = 0; round < 3; ++round) {
     for (int j = 0; j < s->d; ++j) {
       const V c = s->Get(s->e, j, v);
-      const V k = Nearest(hn::Mul(hn::Sub(c, lo), inverse));
-      const V difference = hn::Sub(hn::MulAdd(k, step, lo), c);
-      error = hn::MulAdd(difference, difference, error);
+      for (Affine& f : fits) {
+        const V k = f.Code(c);
+        f.k1 = hn::Add(f.k1, k);
+        f.k2 = hn::MulAdd(k, k, f.k2);
+        f.kc = hn::MulAdd(k, c, f.kc);
+      }
     }
-    const auto better = hn::Lt(error, best);
-    best = hn::IfThenElse(better, error, best);
-    best_lo = hn::IfThenElse(better, lo, best_lo);
-    best_step = hn::IfThenElse(better, step, best_step);
+    for (Affine& f : fits) {
+      const V mean_code = hn::Mul(f.k1, share);
+      const V variance = hn::Max(hn::Sub(f.k2, hn::Mul(f.k1, mean_code)), least);
+      const V step = hn::Max(hn::Div(f.kc, variance), least);
+      f.Set(hn::Neg(hn::Mul(step, mean_code)), step);
+    }
+  }
+  V errors[kStarts];
+  for (V& error : errors) error = hn::Zero(d);
+  for (int j = 0; j < s->d; ++j) {
+    const V c = s->Get(s->e, j, v);
+    for (int i = 0; i < kStarts; ++i) {
+      const V difference = hn::Sub(hn::MulAdd(fits[i].Code(c), fits[i].step, fits[i].lo), c);
+      errors[i] = hn::MulAdd(difference, difference, errors[i]);
+    }
+  }
+  V best = hn::Set(d, INFINITY), best_lo = hn::Zero(d), best_step = least;
+  for (int i = 0; i < kStarts; ++i) {
+    const auto better = hn::Lt(errors[i], best);
+    best = hn::IfThenElse(better, errors[i], best);
+    best_lo = hn::IfThenElse(better, fits[i].lo, best_lo);
+    best_step = hn::IfThenElse(better, fits[i].step, best_step);
   }
   s->Put(hn::Add(hn::MulAdd(hn::Set(d, 1.5f), best_step, best_lo), mean), s->middle, 0, v);
   s->Put(hn::Mul(best_step, hn::Set(d, widen)), s->step, 0, v);
@@ -123,7 +152,7 @@ HWY_INLINE void FitSymmetric(Strip* s, int v, float widen) {
   const D d;
   V squares = hn::Zero(d);
   for (int j = 0; j < s->d; ++j) {
-    const V y = s->Get(s->y, j, v);
+    const V y = s->Y(j, v);
     squares = hn::MulAdd(y, y, squares);
   }
   const V mean = hn::Mul(squares, hn::Set(d, 1.0f / static_cast<float>(s->d)));
@@ -132,59 +161,91 @@ HWY_INLINE void FitSymmetric(Strip* s, int v, float widen) {
   s->Put(hn::Mul(step, hn::Set(d, widen)), s->step, 0, v);
 }
 
-// sums[c] = x + factors . values over all channels outside the block, for the channels c from
-// `block` on. `above`: channels behind the block only.
-HWY_INLINE void OutsideBlock(Strip* s, const float* factors, const float* values, const float* x,
-                             int block, bool above) {
-  const D d;
-  for (int c = 0; c < kShapedBlock; c += kTogether) {
-    V t[kTogether][kVectors];
-    for (int n = 0; n < kTogether; ++n)
-      ForStrip([&](int v) HWY_ATTR { t[n][v] = s->Get(x, block + c + n, v); });
-    const auto add = [&](int i) HWY_ATTR {
-      V values_i[kVectors];
-      ForStrip([&](int v) HWY_ATTR { values_i[v] = s->Get(values, i, v); });
-      for (int n = 0; n < kTogether; ++n) {
-        const V f = hn::Set(d, factors[(block + c + n) * s->d + i]);
-        ForStrip([&](int v) HWY_ATTR { t[n][v] = hn::MulAdd(f, values_i[v], t[n][v]); });
-      }
-    };
-    for (int i = s->d - 1; i >= block + kShapedBlock; --i) add(i);
-    if (!above) {
-      for (int i = block - 1; i >= 0; --i) add(i);
+// The sums of a block's channels, in registers.
+struct Sums {
+  V t[kBlock][kVectors];
+
+  // t_j += factors[i][j] values_i for the first `n` channels j of the block.
+  HWY_INLINE void Add(const float* factors_of_i, const V (&values_i)[kVectors], int n) {
+    for (int c = 0; c < n; ++c) {
+      const V f = hn::Set(D(), factors_of_i[c]);
+      ForStrip([&](int v) HWY_ATTR { t[c][v] = hn::MulAdd(f, values_i[v], t[c][v]); });
     }
-    for (int n = 0; n < kTogether; ++n)
-      ForStrip([&](int v) HWY_ATTR { s->Put(t[n][v], s->sums, c + n, v); });
   }
-}
-
-// The rest of the sum of channel j, over its block; done(v, sum) takes each vector.
-template <class Done>
-HWY_INLINE void InsideBlock(Strip* s, const float* factors, const float* values, int block, int j,
-                            bool above, const Done& done) {
-  const D d;
-  V t[kVectors];
-  ForStrip([&](int v) HWY_ATTR { t[v] = s->Get(s->sums, j - block, v); });
-  for (int i = block + kShapedBlock - 1; i >= (above ? j + 1 : block); --i) {
-    if (i == j) continue;
-    const V f = hn::Set(d, factors[j * s->d + i]);
-    ForStrip([&](int v) HWY_ATTR { t[v] = hn::MulAdd(f, s->Get(values, i, v), t[v]); });
+  // The same, values from memory.
+  HWY_INLINE void Add(const Strip& s, const float* factors, const float* values, int block, int i,
+                      int n = kBlock) {
+    V values_i[kVectors];
+    ForStrip([&](int v) HWY_ATTR { values_i[v] = s.Get(values, i, v); });
+    Add(factors + i * s.d + block, values_i, n);
   }
-  ForStrip([&](int v) HWY_ATTR { done(v, t[v]); });
-}
+  // To the sums over all channels behind the block.
+  HWY_INLINE void SetAbove(const Strip& s, const float* factors, const float* values, int block) {
+    for (auto& channel : t) ForStrip([&](int v) HWY_ATTR { channel[v] = hn::Zero(D()); });
+    for (int i = s.d - 1; i >= block + kBlock; --i) Add(s, factors, values, block, i);
+  }
+};
 
-HWY_INLINE void Sweep(Strip* s, const float* factors, bool above) {
-  const D d;
-  const V half = hn::Set(d, 1.5f);
-  for (int block = s->d - kShapedBlock; block >= 0; block -= kShapedBlock) {
-    OutsideBlock(s, factors, s->e, s->x, block, above);
-    for (int j = block + kShapedBlock - 1; j >= block; --j) {
-      InsideBlock(s, factors, s->e, block, j, above, [&](int v, V target) HWY_ATTR {
-        const V q = hn::Sub(Nearest(hn::Add(target, half)), half);
-        s->Put(q, s->q, j, v);
-        s->Put(hn::Sub(s->Get(s->x, j, v), q), s->e, j, v);
+// x and the sums over the channels below, for the channels of a block, into `rest`.
+HWY_NOINLINE void SumBelow(Strip* s, const float* factors, int block) {
+  Sums sums;
+  for (int c = 0; c < kBlock; ++c)
+    ForStrip([&](int v) HWY_ATTR { sums.t[c][v] = s->Get(s->x, block + c, v); });
+  for (int i = 0; i < block; ++i) sums.Add(*s, factors, s->e, block, i);
+  for (int c = 1; c < kBlock; ++c) {
+    for (int i = 0; i < c; ++i) {
+      const V f = hn::Set(D(), factors[(block + i) * s->d + block + c]);
+      ForStrip([&](int v) HWY_ATTR {
+        sums.t[c][v] = hn::MulAdd(f, s->Get(s->e, block + i, v), sums.t[c][v]);
       });
     }
+  }
+  for (int c = 0; c < kBlock; ++c)
+    ForStrip([&](int v) HWY_ATTR { s->Put(sums.t[c][v], s->rest, c, v); });
+}
+
+// Codes of a block from `rest` (its channel 0 is the block's first) and the errors behind it.
+HWY_NOINLINE void ChooseBlock(Strip* s, const float* factors, const float* rest, int block) {
+  const D d;
+  const V half = hn::Set(d, 1.5f);
+  Sums sums;
+  sums.SetAbove(*s, factors, s->e, block);
+  for (int c = kBlock - 1; c >= 0; --c) {
+    V e[kVectors];
+    ForStrip([&](int v) HWY_ATTR {
+      const V target = hn::Add(s->Get(rest, c, v), sums.t[c][v]);
+      const V q = hn::Sub(Nearest(hn::Add(target, half)), half);
+      e[v] = hn::Sub(s->Get(s->x, block + c, v), q);
+      s->Put(sums.t[c][v], s->above, block + c, v);
+      s->Put(q, s->q, block + c, v);
+      s->Put(e[v], s->e, block + c, v);
+    });
+    sums.Add(factors + (block + c) * s->d + block, e, c);
+  }
+}
+
+void Feedback(Strip* s, const float* factors) {
+  for (int block = s->d - kBlock; block >= 0; block -= kBlock)
+    ChooseBlock(s, factors, s->x + block * s->rows, block);
+}
+
+void Sweep(Strip* s, const float* factors) {
+  for (int block = s->d - kBlock; block >= 0; block -= kBlock) {
+    SumBelow(s, factors, block);
+    ChooseBlock(s, factors, s->rest, block);
+  }
+}
+
+// The sums above the channels of a block, complete; done(c, v, sum) takes them from the last one
+// to the first.
+template <class Done>
+HWY_INLINE void ForEachAbove(const Strip& s, const float* factors, const float* values, int block,
+                             const Done& done) {
+  Sums sums;
+  sums.SetAbove(s, factors, values, block);
+  for (int c = kBlock - 1; c >= 0; --c) {
+    ForStrip([&](int v) HWY_ATTR { done(c, v, sums.t[c][v]); });
+    sums.Add(s, factors, values, block, block + c, c);
   }
 }
 
@@ -192,30 +253,25 @@ struct Products {
   V qq[kVectors], qx[kVectors], q1[kVectors], x1[kVectors], xx[kVectors];
 };
 
-// Products of q and x in the metric. `e` is used up.
-HWY_INLINE void InnerProducts(Strip* s, const ShapedMetric& m, Products* p) {
+// Products of q and x in the metric: InnerProducts of the reference.
+HWY_NOINLINE void InnerProducts(Strip* s, const ShapedMetric& m, Products* p) {
   const D d;
+  const V two = hn::Set(d, 2.0f);
   for (V* sums : {p->qq, p->qx, p->q1, p->x1, p->xx})
     ForStrip([&](int v) HWY_ATTR { sums[v] = hn::Zero(d); });
-  for (int block = s->d - kShapedBlock; block >= 0; block -= kShapedBlock) {
-    OutsideBlock(s, m.feedback, s->q, s->q, block, true);
-    for (int j = block + kShapedBlock - 1; j >= block; --j) {
-      InsideBlock(s, m.feedback, s->q, block, j, true,
-                  [&](int v, V q) HWY_ATTR { s->Put(q, s->e, j, v); });
-    }
-    OutsideBlock(s, m.feedback, s->x, s->x, block, true);
-    for (int j = block + kShapedBlock - 1; j >= block; --j) {
+  for (int block = s->d - kBlock; block >= 0; block -= kBlock) {
+    ForEachAbove(*s, m.sweep, s->x, block, [&](int c, int v, V above_x) HWY_ATTR {
+      const int j = block + c;
       const V weight = hn::Set(d, m.weight[j]), ones = hn::Set(d, m.ones[j]);
-      InsideBlock(s, m.feedback, s->x, block, j, true, [&](int v, V x) HWY_ATTR {
-        const V q = s->Get(s->e, j, v);
-        const V dq = hn::Mul(weight, q), dx = hn::Mul(weight, x);
-        p->qq[v] = hn::MulAdd(dq, q, p->qq[v]);
-        p->qx[v] = hn::MulAdd(dq, x, p->qx[v]);
-        p->q1[v] = hn::MulAdd(dq, ones, p->q1[v]);
-        p->x1[v] = hn::MulAdd(dx, ones, p->x1[v]);
-        p->xx[v] = hn::MulAdd(dx, x, p->xx[v]);
-      });
-    }
+      const V x = s->Get(s->x, j, v), q = s->Get(s->q, j, v);
+      const V above_q = hn::Sub(above_x, s->Get(s->above, j, v));
+      const V wx = hn::Mul(weight, x), wq = hn::Mul(weight, q);
+      p->qq[v] = hn::MulAdd(wq, hn::MulAdd(two, above_q, q), p->qq[v]);
+      p->qx[v] = hn::MulAdd(wq, hn::Add(x, above_x), hn::MulAdd(wx, above_q, p->qx[v]));
+      p->xx[v] = hn::MulAdd(wx, hn::MulAdd(two, above_x, x), p->xx[v]);
+      p->q1[v] = hn::MulAdd(ones, q, p->q1[v]);
+      p->x1[v] = hn::MulAdd(ones, x, p->x1[v]);
+    });
   }
 }
 
@@ -288,17 +344,20 @@ bool EncodeStrips(const ShapedArgs& a, const float* y, uint8_t* bytes, float* sc
   s->lanes = static_cast<int>(hn::Lanes(d));
   s->rows = kVectors * s->lanes;
   for (int first = 0; first < kPageTokens; first += s->rows) {
-    for (int j = 0; j < s->d; ++j)
-      std::memcpy(s->y + j * s->rows, y + j * kPageTokens + first, s->rows * sizeof(float));
+    s->y = y + first;
     ForStrip([&](int v) HWY_ATTR {
       a.symmetric ? FitSymmetric(s, v, a.widen) : FitAffine(s, v, a.widen);
       const V middle = s->Get(s->middle, 0, v);
       const V inverse = hn::Div(hn::Set(d, 1.0f), s->Get(s->step, 0, v));
       for (int j = 0; j < s->d; ++j)
-        s->Put(hn::Mul(hn::Sub(s->Get(s->y, j, v), middle), inverse), s->x, j, v);
+        s->Put(hn::Mul(hn::Sub(s->Y(j, v), middle), inverse), s->x, j, v);
     });
-    Sweep(s, a.metric.feedback, true);
-    for (int i = 0; i < a.sweeps; ++i) Sweep(s, a.metric.sweep, false);
+    Feedback(s, a.metric.feedback);
+    for (int i = 0; i < a.sweeps; ++i) Sweep(s, a.metric.sweep);
+    for (int block = 0; a.sweeps == 0 && block < s->d; block += kBlock) {
+      ForEachAbove(*s, a.metric.sweep, s->e, block,
+                   [&](int c, int v, V above) HWY_ATTR { s->Put(above, s->above, block + c, v); });
+    }
     Pack(*s, first, bytes);
     Products products;
     InnerProducts(s, a.metric, &products);
@@ -322,6 +381,9 @@ HWY_EXPORT(EncodeStrips);
 
 namespace cpu {
 
+constexpr int kInfBits = 0x7f80;          // bf16: Inf, and NaNs beyond
+constexpr int kLargestFp16Bits = 0x477f;  // the largest bf16 within fp16's range
+
 KernelStatus EncodePageHeadShaped(const ShapedArgs& args, EncodeStats* stats) {
   constexpr int kMax = 128 * kPageTokens;
   const int d = args.head_dim;
@@ -329,12 +391,15 @@ KernelStatus EncodePageHeadShaped(const ShapedArgs& args, EncodeStats* stats) {
   uint64_t cut = 0;           // a bit per row
   for (int token = 0; token < kPageTokens; ++token) {
     const Bf16* row = args.rows + token * args.row_stride;
-    for (int j = 0; j < d; ++j) {
-      const float value = ToFloat(row[j]);
-      if (!std::isfinite(value)) return KernelStatus::kNonFinite;
-      const float kept = std::clamp(value, -kLargestFp16, kLargestFp16);
-      cut |= uint64_t{kept != value} << token;
-      y[j * kPageTokens + token] = kept;
+    int largest = 0;  // |bf16| orders like its bits
+    for (int j = 0; j < d; ++j) largest = std::max(largest, row[j] & 0x7fff);
+    if (largest >= kInfBits) return KernelStatus::kNonFinite;
+    if (largest <= kLargestFp16Bits) {
+      for (int j = 0; j < d; ++j) y[j * kPageTokens + token] = ToFloat(row[j]);
+    } else {
+      cut |= uint64_t{1} << token;
+      for (int j = 0; j < d; ++j)
+        y[j * kPageTokens + token] = std::clamp(ToFloat(row[j]), -kLargestFp16, kLargestFp16);
     }
   }
   uint8_t bytes[kMax / 4];

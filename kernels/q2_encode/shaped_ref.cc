@@ -17,6 +17,7 @@ struct Row {
   float y[kMaxHeadDim];
   float middle, step;
   float x[kMaxHeadDim], q[kMaxHeadDim], e[kMaxHeadDim];
+  float above[kMaxHeadDim];  // sum over i > j of W_ij / W_jj e_i
 };
 
 // The code nearest to a level given as a code's number: ties to even.
@@ -43,10 +44,10 @@ void FitAffine(Row* row, float widen) {
     float step = std::max((max * start - lo) / 3.0f, kLeastStep);
     lo -= mean;
     for (int round = 0; round < 3; ++round) {
-      const float inverse = 1.0f / step;
+      const float inverse = 1.0f / step, shift = -(lo * inverse);
       float k1 = 0, k2 = 0, kc = 0;
       for (int j = 0; j < d; ++j) {
-        const float k = Nearest((c[j] - lo) * inverse);
+        const float k = Nearest(std::fma(c[j], inverse, shift));
         k1 += k;
         k2 = std::fma(k, k, k2);
         kc = std::fma(k, c[j], kc);
@@ -55,10 +56,10 @@ void FitAffine(Row* row, float widen) {
       step = std::max(kc / std::max(k2 - k1 * mean_code, kLeastStep), kLeastStep);
       lo = -(step * mean_code);
     }
-    const float inverse = 1.0f / step;
+    const float inverse = 1.0f / step, shift = -(lo * inverse);
     float error = 0;
     for (int j = 0; j < d; ++j) {
-      const float k = Nearest((c[j] - lo) * inverse);
+      const float k = Nearest(std::fma(c[j], inverse, shift));
       const float difference = std::fma(k, step, lo) - c[j];
       error = std::fma(difference, difference, error);
     }
@@ -81,18 +82,11 @@ void FitSymmetric(Row* row, float widen) {
       widen;
 }
 
-// x_j + sum over i != j of factors[i] v_i, in the order of shaped.h; `above`: over i > j only.
-float Target(const float* factors, const float* v, float x, int j, int d, bool above) {
-  const int block = j / kShapedBlock * kShapedBlock, block_end = block + kShapedBlock;
-  float t = x;
-  for (int i = d - 1; i >= block_end; --i) t = std::fma(factors[i], v[i], t);
-  if (!above) {
-    for (int i = block - 1; i >= 0; --i) t = std::fma(factors[i], v[i], t);
-  }
-  for (int i = block_end - 1; i >= block; --i) {
-    if (i > j || (!above && i < j)) t = std::fma(factors[i], v[i], t);
-  }
-  return t;
+// sum over i > j of factors[i][j] v_i.
+float Above(const float* factors, const float* v, int j, int d) {
+  float sum = 0;
+  for (int i = d - 1; i > j; --i) sum = std::fma(factors[i * d + j], v[i], sum);
+  return sum;
 }
 
 void ChooseCodes(const ShapedArgs& a, Row* row) {
@@ -101,30 +95,35 @@ void ChooseCodes(const ShapedArgs& a, Row* row) {
     row->q[j] = Nearest(target + 1.5f) - 1.5f;
     row->e[j] = row->x[j] - row->q[j];
   };
-  for (int j = d - 1; j >= 0; --j)
-    put(j, Target(a.metric.feedback + j * d, row->e, row->x[j], j, d, true));
+  for (int j = d - 1; j >= 0; --j) put(j, row->x[j] + Above(a.metric.feedback, row->e, j, d));
   for (int sweep = 0; sweep < a.sweeps; ++sweep) {
-    for (int j = d - 1; j >= 0; --j)
-      put(j, Target(a.metric.sweep + j * d, row->e, row->x[j], j, d, false));
+    for (int j = d - 1; j >= 0; --j) {
+      float rest = row->x[j];
+      for (int i = 0; i < j; ++i) rest = std::fma(a.metric.sweep[i * d + j], row->e[i], rest);
+      row->above[j] = Above(a.metric.sweep, row->e, j, d);
+      put(j, rest + row->above[j]);
+    }
   }
+  if (a.sweeps > 0) return;
+  for (int j = 0; j < d; ++j) row->above[j] = Above(a.metric.sweep, row->e, j, d);
 }
 
-// Inner products in the metric: <a, b> = sum of D_j (L^T a)_j (L^T b)_j.
+// Inner products in the metric: <a, b> = sum of W_jj (a_j b_j + a_j B_j + A_j b_j), A_j and B_j
+// being Above() of a and b. That of q = x - e is known from those of x and e.
 struct Products {
   float qq = 0, qx = 0, q1 = 0, x1 = 0, xx = 0;
 };
 Products InnerProducts(const ShapedMetric& m, const Row& row) {
   Products p;
   for (int j = row.d - 1; j >= 0; --j) {
-    const float* factors = m.feedback + j * row.d;
-    const float q = Target(factors, row.q, row.q[j], j, row.d, true);
-    const float x = Target(factors, row.x, row.x[j], j, row.d, true);
-    const float dq = m.weight[j] * q, dx = m.weight[j] * x;
-    p.qq = std::fma(dq, q, p.qq);
-    p.qx = std::fma(dq, x, p.qx);
-    p.q1 = std::fma(dq, m.ones[j], p.q1);
-    p.x1 = std::fma(dx, m.ones[j], p.x1);
-    p.xx = std::fma(dx, x, p.xx);
+    const float x = row.x[j], q = row.q[j];
+    const float above_x = Above(m.sweep, row.x, j, row.d), above_q = above_x - row.above[j];
+    const float wx = m.weight[j] * x, wq = m.weight[j] * q;
+    p.qq = std::fma(wq, std::fma(2.0f, above_q, q), p.qq);
+    p.qx = std::fma(wq, x + above_x, std::fma(wx, above_q, p.qx));
+    p.xx = std::fma(wx, std::fma(2.0f, above_x, x), p.xx);
+    p.q1 = std::fma(m.ones[j], q, p.q1);
+    p.x1 = std::fma(m.ones[j], x, p.x1);
   }
   return p;
 }
