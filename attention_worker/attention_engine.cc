@@ -192,7 +192,7 @@ void AttentionEngine::Admit() {
       return;
     }
     waiting_.erase(seq->id);
-    metrics_->load_part.HistogramWith({"queue"}).Observe(Seconds(Now() - seq->phase_start));
+    EndLoadPart(seq, "queue", &seq->load.queue);
     Load(seq);
   }
 }

@@ -83,6 +83,8 @@ class AttentionEngine {
   void Fetch(Sequence* seq, std::vector<LoadItem> items);
   bool GoBack(Sequence* seq, std::vector<int>* missing);
   absl::Status EncodePage(Sequence* seq, int b);
+  // Adds the time since phase_start to `total`; the next part begins.
+  void EndLoadPart(Sequence* seq, const char* part, Duration* total);
   void Run(Sequence* seq);
 
   bool RecomputeOneChunk();

@@ -31,7 +31,6 @@ double Seconds(Duration d) {
 
 void AttentionEngine::Load(Sequence* seq) {
   seq->state = DecodeState::kLoading;
-  seq->phase_start = Now();
   seq->released = std::max(kSinkBlocks, seq->window());
   seq->names.Extend(seq->computed());
   Fetch(seq, PlanLoad(*seq, io_->coded()));
@@ -75,8 +74,7 @@ void AttentionEngine::OnLoaded(Sequence* seq, const std::vector<LoadItem>& items
   if (seq->state != DecodeState::kLoading)
     return Settle(seq);  // it ended or was preempted meanwhile
   for (const absl::Status& status : statuses) worker_metrics_->CountGet(status);
-  metrics_->load_part.HistogramWith({"fetch"}).Observe(Seconds(Now() - seq->phase_start));
-  seq->phase_start = Now();
+  EndLoadPart(seq, "fetch", &seq->load.fetch);
 
   LoadVerdict verdict = JudgeLoad(items, statuses);
   for (int b : verdict.encode) {
@@ -121,9 +119,18 @@ absl::Status AttentionEngine::EncodePage(Sequence* seq, int b) {
   return absl::OkStatus();
 }
 
+void AttentionEngine::EndLoadPart(Sequence* seq, const char* part, Duration* total) {
+  const Duration took = Now() - seq->phase_start;
+  metrics_->load_part.HistogramWith({part}).Observe(Seconds(took));
+  *total += took;
+  seq->phase_start += took;
+}
+
 void AttentionEngine::Run(Sequence* seq) {
   seq->state = DecodeState::kRunning;
   running_[seq->id] = seq;
+  if (std::exchange(seq->loaded, true)) return;  // it was preempted since
+  if (seq->events.on_loaded) seq->events.on_loaded(seq->load);
 }
 
 }  // namespace oscarkv

@@ -28,9 +28,8 @@ class DecodeReactor final : public grpc::ServerWriteReactor<v1::DecodeResponse> 
     auto id = engine->Submit(
         std::move(job),
         {[this](const SampledToken& token) { OnToken(token); }, [this] { OnAlive(); },
-         [this](const absl::Status& status, const DecodeResult& result) {
-           OnEnd(status, result);
-         }});
+         [this](const absl::Status& status, const DecodeResult& result) { OnEnd(status, result); },
+         [this](const LoadTimes& times) { OnLoaded(times); }});
     id_ = id.value_or(0);
     if (!id.ok()) Finish(rpc::ToGrpc(id.status()));
   }
@@ -56,6 +55,12 @@ class DecodeReactor final : public grpc::ServerWriteReactor<v1::DecodeResponse> 
   }
   void OnAlive() {
     Update([&]() REQUIRES(mu_) { has_pending_ = true; });
+  }
+  void OnLoaded(const LoadTimes& times) {
+    Update([&]() REQUIRES(mu_) {
+      ToWire(times, pending_.mutable_loaded());
+      has_pending_ = true;
+    });
   }
   void OnEnd(const absl::Status& status, const DecodeResult& result) {
     Update([&]() REQUIRES(mu_) {

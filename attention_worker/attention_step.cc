@@ -74,7 +74,7 @@ absl::Status AttentionEngine::Recompute(Sequence* seq, int count) {
   });
   if (seq->missing.empty()) {
     recomputing_.erase(seq->id);
-    metrics_->load_part.HistogramWith({"recompute"}).Observe(Seconds(Now() - seq->phase_start));
+    EndLoadPart(seq, "recompute", &seq->load.recompute);
     Run(seq);
   }
   return absl::OkStatus();

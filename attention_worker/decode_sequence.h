@@ -46,11 +46,20 @@ struct DecodeResult {
   uint64_t kv_bytes_bf16 = 0;  // the same tokens in bf16
 };
 
+// How long it took until a sequence had its KV, one after the other.
+struct LoadTimes {
+  Duration queue{0};  // waiting for slots
+  Duration fetch{0};
+  Duration recompute{0};
+};
+
 // Called from the engine's thread; must not block. on_done comes exactly once and last.
 struct DecodeEvents {
   std::function<void(const SampledToken&)> on_token;
   std::function<void()> on_alive;  // may be empty; while there are no tokens
   std::function<void(const absl::Status&, const DecodeResult&)> on_done;
+  // May be empty; once, when the sequence first joins the batch.
+  std::function<void(const LoadTimes&)> on_loaded = {};
 };
 
 enum class DecodeState {
@@ -108,6 +117,8 @@ struct DecodeSequence {
   int released = kSinkBlocks;  // bf16 slots of coded blocks before this one were given back
   int generated = 0;           // tokens chosen here
   DecodeResult result;
+  LoadTimes load;
+  bool loaded = false;  // once
   Time arrived, phase_start, last_event;
 };
 

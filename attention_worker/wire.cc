@@ -19,6 +19,10 @@ v1::FinishReason ToWire(StopReason reason) {
   return v1::FINISH_REASON_UNSPECIFIED;
 }
 
+uint64_t Microseconds(Duration d) {
+  return std::chrono::duration_cast<std::chrono::microseconds>(d).count();
+}
+
 }  // namespace
 
 DecodeJob FromWire(const v1::DecodeRequest& request, Time deadline) {
@@ -43,6 +47,12 @@ void ToWire(const DecodeResult& result, v1::DecodeResponse* response) {
   summary->set_preemptions(result.preemptions);
   summary->set_kv_bytes_stored(result.kv_bytes_stored);
   summary->set_kv_bytes_bf16(result.kv_bytes_bf16);
+}
+
+void ToWire(const LoadTimes& times, v1::LoadTimes* message) {
+  message->set_queue_us(Microseconds(times.queue));
+  message->set_fetch_us(Microseconds(times.fetch));
+  message->set_recompute_us(Microseconds(times.recompute));
 }
 
 }  // namespace oscarkv::attention_worker

@@ -10,5 +10,6 @@ namespace oscarkv::attention_worker {
 DecodeJob FromWire(const v1::DecodeRequest& request, Time deadline);
 // Finish reason and summary of the last message.
 void ToWire(const DecodeResult& result, v1::DecodeResponse* response);
+void ToWire(const LoadTimes& times, v1::LoadTimes* message);
 
 }  // namespace oscarkv::attention_worker

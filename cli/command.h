@@ -31,6 +31,7 @@ std::unique_ptr<Command> NewGatewayCommand();
 std::unique_ptr<Command> NewServeCommand();
 std::unique_ptr<Command> NewGenerateCommand();
 std::unique_ptr<Command> NewStatusCommand();
+std::unique_ptr<Command> NewTraceCommand();
 std::unique_ptr<Command> NewSizeCommand();
 std::unique_ptr<Command> NewDemoCommand();
 std::unique_ptr<Command> NewBenchCommand();

@@ -131,6 +131,12 @@ absl::StatusOr<v1::GetStatusResponse> GatewayClient::GetStatus() {
   OSCARKV_UNARY(GetStatus, v1::GetStatusRequest());
 }
 
+absl::StatusOr<v1::GetTraceResponse> GatewayClient::GetTrace(const std::string& id) {
+  v1::GetTraceRequest request;
+  request.set_id(id);
+  OSCARKV_UNARY(GetTrace, request);
+}
+
 #undef OSCARKV_UNARY
 
 }  // namespace oscarkv::cli

@@ -42,6 +42,8 @@ class GatewayClient {
   absl::StatusOr<v1::TokenizeResponse> Tokenize(const std::string& text);
   absl::StatusOr<v1::GetModelResponse> GetModel();
   absl::StatusOr<v1::GetStatusResponse> GetStatus();
+  // kNotFound: the gateway does not know the id (any more).
+  absl::StatusOr<v1::GetTraceResponse> GetTrace(const std::string& id);
 
  private:
   struct Impl;

@@ -152,7 +152,7 @@ class GenerateCommand final : public Command {
       if (json_) out.update({{"text", text}, {"tokens", tokens}});
       PrintJson(out);
     } else if (usage_) {
-      std::cerr << FormatUsage(last.usage()) << std::endl;
+      std::cerr << FormatUsage(last.usage()) << "; request " << last.request_id() << std::endl;
     }
     return absl::OkStatus();
   }

@@ -42,7 +42,8 @@ void Bind(const OptionTable& table, CLI::App* app) {
           ->type_name(row.value_name)
           ->allow_extra_args(false);
     } else {
-      CLI::Option* option = app->add_option_function<std::string>("--" + row.name, set, doc);
+      const std::string names = (row.positional ? row.name + "," : "") + "--" + row.name;
+      CLI::Option* option = app->add_option_function<std::string>(names, set, doc);
       option->type_name(row.value_name);
       if (!row.default_value.empty()) option->default_str(row.default_value);
     }
@@ -78,6 +79,7 @@ std::vector<std::unique_ptr<Command>> AllCommands() {
   commands.push_back(NewServeCommand());
   commands.push_back(NewGenerateCommand());
   commands.push_back(NewStatusCommand());
+  commands.push_back(NewTraceCommand());
   commands.push_back(NewSizeCommand());
   commands.push_back(NewDemoCommand());
   commands.push_back(NewBenchCommand());

@@ -25,6 +25,9 @@ std::string Zone(const v1::StoreNodeStatus& n) {
 std::string StoreLine(const v1::GetStatusResponse& s) {
   std::string line = absl::StrCat("store: ", s.nodes_size(), " nodes (", s.membership(),
                                   "), copies of each block: ", s.replicas());
+  uint32_t take_puts = 0;
+  for (const v1::StoreNodeStatus& n : s.nodes()) take_puts += n.reachable() && !n.draining();
+  if (take_puts < s.replicas()) absl::StrAppend(&line, "   NEW BLOCKS GET ", take_puts);
   if (!s.membership_error().empty())
     absl::StrAppend(&line, "   MEMBERSHIP NOT REACHABLE, last known list: ", s.membership_error());
   return line;

@@ -108,6 +108,12 @@ void OptionTable::AddString(std::string name, std::string* field, std::string va
        }});
 }
 
+void OptionTable::AddPositional(std::string name, std::string* field, std::string value_name,
+                                std::string doc) {
+  AddString(std::move(name), field, std::move(value_name), std::move(doc));
+  rows_.back().positional = true;
+}
+
 void OptionTable::AddStrings(std::string name, std::vector<std::string>* field,
                              std::string value_name, std::string doc) {
   Add({std::move(name), std::move(value_name), std::move(doc), absl::StrJoin(*field, ","),

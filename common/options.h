@@ -24,6 +24,7 @@ struct OptionRow {
   std::function<absl::Status(absl::string_view)>
       set;                  // kInvalidArgument: name, value, what is allowed
   bool repeatable = false;  // may be given several times; each value is added
+  bool positional = false;  // may also be given without its name
 };
 
 // Rows point into the options struct, which must outlive the table. The default is the field's
@@ -31,6 +32,8 @@ struct OptionRow {
 class OptionTable {
  public:
   void AddString(std::string name, std::string* field, std::string value_name, std::string doc);
+  // On the command line also without its name: `trace ID`.
+  void AddPositional(std::string name, std::string* field, std::string value_name, std::string doc);
   void AddStrings(std::string name, std::vector<std::string>* field, std::string value_name,
                   std::string doc);  // commas
   // Each occurrence adds its value as it is, commas and blanks included.

@@ -195,6 +195,17 @@ grpc::ServerUnaryReactor* GatewayService::GetStatus(grpc::CallbackServerContext*
   return reactor;
 }
 
+grpc::ServerUnaryReactor* GatewayService::GetTrace(grpc::CallbackServerContext* context,
+                                                   const v1::GetTraceRequest* request,
+                                                   v1::GetTraceResponse* response) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  if (!Admit(*context, auth::kOperator, reactor)) return reactor;
+  const auto record = deps_.pipeline->Find(request->id());
+  if (record.ok()) *response = wire::ToProto(*record);
+  reactor->Finish(rpc::ToGrpc(record.status()));
+  return reactor;
+}
+
 void GatewayService::FillStatus(v1::GetStatusResponse* response) {
   if (deps_.store != nullptr) {
     const Time deadline = SteadyClock::Get()->Now() + deps_.status_timeout;

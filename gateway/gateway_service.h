@@ -31,9 +31,10 @@ struct ServiceDeps {
   Duration status_timeout{};          // for asking the store's nodes
 };
 
-using GatewayServiceBase = v1::Gateway::WithRawCallbackMethod_Generate<
-    v1::Gateway::WithRawCallbackMethod_Tokenize<v1::Gateway::WithCallbackMethod_GetModel<
-        v1::Gateway::WithCallbackMethod_GetStatus<v1::Gateway::Service>>>>;
+using GatewayServiceBase =
+    v1::Gateway::WithRawCallbackMethod_Generate<v1::Gateway::WithRawCallbackMethod_Tokenize<
+        v1::Gateway::WithCallbackMethod_GetModel<v1::Gateway::WithCallbackMethod_GetStatus<
+            v1::Gateway::WithCallbackMethod_GetTrace<v1::Gateway::Service>>>>>;
 
 class GatewayService final : public GatewayServiceBase {
  public:
@@ -50,6 +51,9 @@ class GatewayService final : public GatewayServiceBase {
   grpc::ServerUnaryReactor* GetStatus(grpc::CallbackServerContext* context,
                                       const v1::GetStatusRequest* request,
                                       v1::GetStatusResponse* response) override;
+  grpc::ServerUnaryReactor* GetTrace(grpc::CallbackServerContext* context,
+                                     const v1::GetTraceRequest* request,
+                                     v1::GetTraceResponse* response) override;
 
  private:
   // Who asks, for whom, and for what.

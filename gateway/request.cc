@@ -48,12 +48,12 @@ Request::Request(const Env* env, GenerateInput input, Time deadline,
                          input_.ignore_eos ? std::vector<int32_t>{} : env->options.eos_tokens)),
       share_(std::move(share)),
       sink_(sink),
-      stages_{{"tokenising the prompt", arrival_}},
+      phases_{{"tokenising the prompt"}},
       ticket_(std::move(ticket)),
       text_(env->deps.tokenizer, input_.stop, stop_tokens_) {}
 
-void Request::EnterStage(const char* name) {
-  stages_.push_back({name, env_->deps.clock->Now()});
+void Request::EnterStage(const char* name, std::string worker) {
+  phases_.push_back({name, env_->deps.clock->Now() - arrival_, std::move(worker)});
 }
 
 RequestRecord Request::MakeRecord() const {
@@ -64,8 +64,9 @@ RequestRecord Request::MakeRecord() const {
   record.arrived_unix_ms = arrival_unix_ms_;
   record.lasted = env_->deps.clock->Now() - arrival_;
   record.ended = ended_;
-  for (const Stage& stage : stages_) record.phases.push_back({stage.name, stage.began - arrival_});
+  record.phases = phases_;
   record.usage = usage_;
+  if (relayed_tokens_ > 0) record.usage.ttft = first_token_ - arrival_;
   return record;
 }
 
@@ -218,10 +219,10 @@ void Request::StartPrefill() {
   {
     MutexLock lock(mu_);
     if (ended_ || awaited_ != Step::kNone) return;
-    EnterStage("in prefill");
     worker = prefill_.index();
     number = ++call_number_;
     usage_.prefill_worker = env_->deps.workers->prefill(worker).endpoint();
+    EnterStage("in prefill", usage_.prefill_worker);
     call = {input_.request_id, tokens_, input_.sampling, input_.tenant, input_.trace_id};
   }
   KeepCall(number, env_->deps.workers->prefill(worker).Prefill(
@@ -243,6 +244,7 @@ void Request::OnPrefill(uint64_t number, absl::StatusOr<PrefillResult> result) {
     } else {
       GatewayMetrics& metrics = *env_->deps.metrics;
       prefill_.Release();
+      phases_.back().parts = std::move(result->parts);
       usage_.cached_tokens = std::min(result->cached_tokens, usage_.prompt_tokens);
       AddTransfers(result->put, result->get, &usage_);
       metrics.prompt_tokens.Add(usage_.prompt_tokens);
@@ -283,12 +285,13 @@ void Request::StartDecode() {
         return;
       }
     }
-    EnterStage(usage_.resumes > 0 ? "decoding on another worker" : "decoding");
     worker = attention_.index();
     number = ++call_number_;
     heard_ = env_->deps.clock->Now();
     has_summary_ = handed_over_ = false;
     usage_.attention_worker = workers.attention(worker).endpoint();
+    loading_ = true;
+    EnterStage("loading for decoding", usage_.attention_worker);
     call = {input_.request_id,
             tokens_,
             usage_.prompt_tokens,
@@ -311,7 +314,9 @@ void Request::OnTokens(uint64_t number, DecodeEvent event) {
   MutexLock lock(mu_);
   if (!Current(number)) return;
   heard_ = env_->deps.clock->Now();
+  if (loading_ && !event.loaded.empty()) phases_.back().parts = std::move(event.loaded);
   if (!event.tokens.empty()) {
+    if (std::exchange(loading_, false)) EnterStage("decoding", usage_.attention_worker);
     decoding_ = true;
     failed_attention_.clear();
     attention_failures_ = 0;
@@ -478,7 +483,7 @@ void Request::ExpireIfDue(Time now) {
   const char* stage = nullptr;
   {
     MutexLock lock(mu_);
-    stage = stages_.back().name;
+    stage = phases_.back().name;
   }
   Cancel(absl::DeadlineExceededError(absl::StrCat("the deadline passed while ", stage)));
 }

@@ -132,7 +132,8 @@ class Request : public std::enable_shared_from_this<Request> {
     ~Leftovers();
   };
 
-  void EnterStage(const char* name) REQUIRES(mu_);
+  // `worker`: that is asked in it.
+  void EnterStage(const char* name, std::string worker = {}) REQUIRES(mu_);
   RequestRecord MakeRecord() const REQUIRES(mu_);
   void Prepare();
   // Takes the tokens that the client has already. `finish`: they are the whole answer.
@@ -195,11 +196,7 @@ class Request : public std::enable_shared_from_this<Request> {
 
   Mutex mu_;
   bool ended_ GUARDED_BY(mu_) = false;
-  struct Stage {
-    const char* name;
-    Time began;
-  };
-  std::vector<Stage> stages_ GUARDED_BY(mu_);  // the last one is under way
+  std::vector<RequestPhase> phases_ GUARDED_BY(mu_);  // the last one is under way
   std::unique_ptr<Admission::Ticket> ticket_ GUARDED_BY(mu_);
   std::shared_ptr<const WorkerInfo> model_ GUARDED_BY(mu_);
   RouteRequest route_ GUARDED_BY(mu_);
@@ -227,6 +224,7 @@ class Request : public std::enable_shared_from_this<Request> {
   bool has_summary_ GUARDED_BY(mu_) = false;
   bool handed_over_ GUARDED_BY(mu_) = false;  // the worker of the call under way said so
   bool decoding_ GUARDED_BY(mu_) = false;     // a token came from an attention worker
+  bool loading_ GUARDED_BY(mu_) = false;      // none from the one of the call under way
   bool resuming_ GUARDED_BY(mu_) = false;     // no token came since the last resume
   Time first_token_ GUARDED_BY(mu_){};
   Time last_token_ GUARDED_BY(mu_){};

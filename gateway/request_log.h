@@ -16,8 +16,10 @@
 namespace oscarkv::gateway {
 
 struct RequestPhase {
-  std::string name;
-  Duration begin{0};  // since the request's arrival; a phase ends where the next one begins
+  const char* name = "";
+  Duration begin{0};        // since the request's arrival; a phase ends where the next one begins
+  std::string worker = {};  // that was asked
+  std::vector<CallPart> parts = {};  // of that worker's time
 };
 
 struct RequestRecord {
@@ -30,6 +32,10 @@ struct RequestRecord {
   absl::Status status;  // of one that ended
   std::vector<RequestPhase> phases;
   Usage usage;
+
+  Duration PhaseLasted(size_t i) const {
+    return (i + 1 < phases.size() ? phases[i + 1].begin : lasted) - phases[i].begin;
+  }
 };
 
 // The last `capacity` requests that ended. Thread-safe.

@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "common/trace.h"
@@ -105,11 +106,14 @@ std::vector<RequestRecord> RequestPipeline::InFlight() const {
   return records;
 }
 
-std::optional<RequestRecord> RequestPipeline::Find(absl::string_view id) const {
+absl::StatusOr<RequestRecord> RequestPipeline::Find(absl::string_view id) const {
   for (RequestRecord& record : InFlight()) {
     if (record.request_id == id || record.trace_id == id) return std::move(record);
   }
-  return log_.Find(id);
+  if (auto record = log_.Find(id)) return *std::move(record);
+  return absl::NotFoundError(absl::StrCat("no request \"", absl::CHexEscape(id.substr(0, 200)),
+                                          "\" is under way at this gateway or ", "among the last ",
+                                          kLoggedRequests, " that ended here"));
 }
 
 void RequestPipeline::Tick() {

@@ -7,7 +7,6 @@
 
 #include <atomic>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -42,8 +41,8 @@ class RequestPipeline {
   // The requests under way, the latest arrived first; and the latest of those that ended.
   std::vector<RequestRecord> InFlight() const;
   const RequestLog& log() const { return log_; }
-  // By the id of the request or of its trace, among both.
-  std::optional<RequestRecord> Find(absl::string_view id) const;
+  // By the id of the request or of its trace, among both; kNotFound says what was searched.
+  absl::StatusOr<RequestRecord> Find(absl::string_view id) const;
   int running() const { return admission_.running(); }
   int waiting() const { return admission_.waiting(); }
   uint64_t requests() const { return requests_; }  // since the start, refused ones included

@@ -71,12 +71,19 @@ struct PrefillCall {
   std::string trace_id = {};
 };
 
+// A part of the time that a call took on its worker.
+struct CallPart {
+  const char* name = "";
+  Duration lasted{0};
+};
+
 struct PrefillResult {
   SampledToken first_token;
   uint32_t cached_tokens = 0;
   Transfers put;
   Transfers get;
   uint32_t blocks_not_stored = 0;
+  std::vector<CallPart> parts = {};  // in order
 };
 
 struct DecodeCall {
@@ -104,6 +111,8 @@ struct DecodeEvent {
   std::vector<SampledToken> tokens;
   FinishReason finish = FinishReason::kNone;
   std::optional<DecodeSummary> summary;
+  std::vector<CallPart> loaded =
+      {};  // once, before the first token: what it took to load, in order
 };
 
 enum class WorkerRole { kPrefill, kAttention };

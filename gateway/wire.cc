@@ -132,6 +132,12 @@ uint64_t Micros(Duration d) {
   return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(d).count());
 }
 
+// Of a worker; what no clock could have measured is cut.
+Duration FromMicros(uint64_t us) {
+  constexpr uint64_t kYear = 366ull * 24 * 3600 * 1000 * 1000;
+  return std::chrono::microseconds(std::min(us, kYear));
+}
+
 void ToProto(const Usage& usage, v1::Usage* u) {
   u->set_prompt_tokens(usage.prompt_tokens);
   u->set_cached_tokens(usage.cached_tokens);
@@ -259,6 +265,33 @@ v1::StoreNodeStatus ToProto(const KvNodeStats& stats) {
   return out;
 }
 
+v1::GetTraceResponse ToProto(const RequestRecord& record) {
+  v1::GetTraceResponse out;
+  out.set_request_id(record.request_id);
+  out.set_trace_id(record.trace_id);
+  out.set_tenant(record.tenant);
+  out.set_arrived_unix_ms(record.arrived_unix_ms);
+  out.set_lasted_us(Micros(record.lasted));
+  out.set_ended(record.ended);
+  out.set_code(static_cast<uint32_t>(record.status.code()));
+  out.set_error(std::string(record.status.message()));
+  for (size_t i = 0; i < record.phases.size(); ++i) {
+    const RequestPhase& phase = record.phases[i];
+    v1::TracePhase* p = out.add_phases();
+    p->set_name(phase.name);
+    p->set_begin_us(Micros(phase.begin));
+    p->set_lasted_us(Micros(record.PhaseLasted(i)));
+    p->set_worker(phase.worker);
+    for (const CallPart& part : phase.parts) {
+      v1::TracePart* message = p->add_parts();
+      message->set_name(part.name);
+      message->set_lasted_us(Micros(part.lasted));
+    }
+  }
+  ToProto(record.usage, out.mutable_usage());
+  return out;
+}
+
 v1::PrefillRequest ToProto(const PrefillCall& call) {
   v1::PrefillRequest request;
   request.set_request_id(call.request_id);
@@ -282,8 +315,15 @@ v1::DecodeRequest ToProto(const DecodeCall& call) {
 
 absl::StatusOr<PrefillResult> FromProto(const v1::PrefillResponse& r) {
   if (!r.has_first_token()) return absl::InternalError("the answer has no first token");
-  return PrefillResult{FromProto(r.first_token()), r.cached_tokens(), FromProto(r.put()),
-                       FromProto(r.get()), r.blocks_not_stored()};
+  return PrefillResult{FromProto(r.first_token()),
+                       r.cached_tokens(),
+                       FromProto(r.put()),
+                       FromProto(r.get()),
+                       r.blocks_not_stored(),
+                       {{"queue", FromMicros(r.queue_us())},
+                        {"fetch", FromMicros(r.fetch_us())},
+                        {"compute", FromMicros(r.turns_us())},
+                        {"put", FromMicros(r.put_us())}}};
 }
 
 DecodeEvent FromProto(const v1::DecodeResponse& r) {
@@ -294,6 +334,11 @@ DecodeEvent FromProto(const v1::DecodeResponse& r) {
     const v1::DecodeSummary& s = r.summary();
     event.summary = DecodeSummary{FromProto(s.get()), FromProto(s.put()),  s.recomputed_tokens(),
                                   s.preemptions(),    s.kv_bytes_stored(), s.kv_bytes_bf16()};
+  }
+  if (r.has_loaded()) {
+    event.loaded = {{"queue", FromMicros(r.loaded().queue_us())},
+                    {"fetch", FromMicros(r.loaded().fetch_us())},
+                    {"recompute", FromMicros(r.loaded().recompute_us())}};
   }
   return event;
 }

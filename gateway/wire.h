@@ -6,6 +6,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "gateway/request_log.h"
 #include "gateway/types.h"
 #include "gateway/worker_set.h"
 #include "kvstore/client/client.h"
@@ -24,6 +25,7 @@ v1::GenerateResponse ToProto(const std::string& request_id, const GenerateOutput
 v1::GetModelResponse ToModelResponse(const WorkerInfo& info);
 v1::WorkerStatus ToProto(const WorkerState& state);
 v1::StoreNodeStatus ToProto(const KvNodeStats& stats);
+v1::GetTraceResponse ToProto(const RequestRecord& record);
 
 v1::PrefillRequest ToProto(const PrefillCall& call);
 v1::DecodeRequest ToProto(const DecodeCall& call);

@@ -346,7 +346,8 @@ void PrefillEngine::Proceed(Sequence* seq, int matched, bool window, const char*
   seq->pos = start;
   seq->result.cached_tokens = start;
   seq->fetched = Now();
-  metrics_->ttft_part.HistogramWith({"fetch"}).Observe(Seconds(seq->fetched - seq->started));
+  seq->result.fetch = seq->fetched - seq->started;
+  metrics_->ttft_part.HistogramWith({"fetch"}).Observe(Seconds(seq->result.fetch));
   metrics_->cached.Add(start);
   ready_.push_back(seq);
 }
@@ -399,7 +400,8 @@ absl::Status PrefillEngine::ComputeChunk(Sequence* seq) {
   if (end < seq->num_tokens()) return absl::OkStatus();
   seq->computed = true;
   seq->compute_end = Now();
-  metrics_->ttft_part.HistogramWith({"compute"}).Observe(Seconds(seq->compute_end - seq->fetched));
+  seq->result.turns = seq->compute_end - seq->fetched;
+  metrics_->ttft_part.HistogramWith({"compute"}).Observe(Seconds(seq->result.turns));
   seq->result.first_token =
       Sample(output->logits, seq->job.sampling, seq->tokens(), seq->num_tokens());
   if (seq->result.first_token.token < 0)
@@ -461,8 +463,10 @@ void PrefillEngine::Finish(Sequence* seq, absl::Status status) {
   cancel_flags_.Remove(seq->id);
   metrics_->requests.With({absl::StatusCodeToString(status.code())}).Increment();
   metrics_->blocks_not_stored.Add(seq->result.blocks_not_stored);
-  if (status.ok())
-    metrics_->ttft_part.HistogramWith({"store"}).Observe(Seconds(Now() - seq->compute_end));
+  if (status.ok()) {
+    seq->result.store = Now() - seq->compute_end;
+    metrics_->ttft_part.HistogramWith({"store"}).Observe(Seconds(seq->result.store));
+  }
   for (auto* list : {&queue_, &planned_, &ready_}) std::erase(*list, seq);
   --(seq->waiting ? waiting_ : running_);
   LogInfo("prefill ended", {{"request", seq->job.request_id},

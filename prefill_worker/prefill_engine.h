@@ -47,7 +47,10 @@ struct PrefillResult {
   SampledToken first_token;
   int cached_tokens = 0;
   Duration queue{0};    // until its lookup began
-  Duration compute{0};  // in the runner
+  Duration fetch{0};    // from then until it had its slots and its matched blocks
+  Duration turns{0};    // from then until the first token
+  Duration store{0};    // from then until its blocks were put
+  Duration compute{0};  // in the runner; a part of `turns`
   TransferTotals put, get;
   int blocks_not_stored = 0;
 };

@@ -24,6 +24,9 @@ void ToWire(const PrefillResult& result, v1::PrefillResponse* response) {
   response->set_cached_tokens(result.cached_tokens);
   response->set_queue_us(Microseconds(result.queue));
   response->set_compute_us(Microseconds(result.compute));
+  response->set_fetch_us(Microseconds(result.fetch));
+  response->set_turns_us(Microseconds(result.turns));
+  response->set_put_us(Microseconds(result.store));
   worker::ToWire(result.put, response->mutable_put());
   worker::ToWire(result.get, response->mutable_get());
   response->set_blocks_not_stored(result.blocks_not_stored);

@@ -49,6 +49,31 @@ function drawTiles(s, ratio) {
   );
 }
 
+// A node's tier on disk, on a scale of its own: disks are many times larger than memory.
+function drawDisk(ssd, fact) {
+  if (!ssd) return [];
+  const width = `${Math.min(100, (100 * ssd.used_bytes) / ssd.capacity_bytes)}%`;
+  const label = `on disk: ${bytes(ssd.used_bytes)} of ${bytes(ssd.capacity_bytes)}`;
+  return [
+    element('div', { class: 'bar thin', role: 'img', 'aria-label': label }, element('span', { class: 'k-ssd', width })),
+    element('div', { class: 'facts' }, fact('on disk', `${bytes(ssd.used_bytes)}, ${percent(ssd.used_bytes, ssd.capacity_bytes)}`), fact('blocks', count(ssd.blocks)),
+      fact('came back', count(ssd.promoted_blocks)), fact('not taken', count(ssd.dropped_blocks)),
+      ...(ssd.corrupt_blocks > 0 ? [element('span', { class: 'err' }, `${count(ssd.corrupt_blocks)} corrupt`)] : []),
+      ...(ssd.writable ? [] : [element('span', { class: 'err' }, 'disk error: nothing is written for a while')])),
+  ];
+}
+
+function drawReplication(s) {
+  const up = s.nodes.filter((n) => n.reachable).length;
+  const line = $('replication');
+  if (!s.store) return void line.replaceChildren();
+  const { replicas, copies_now: now, membership, membership_error: error } = s.store;
+  const copies = (n) => `${n} ${n === 1 ? 'copy' : 'copies'}`;
+  line.replaceChildren(`${up} of ${s.nodes.length} nodes up (membership: ${membership}) · ${copies(replicas)} of each block`);
+  if (now < replicas) line.append(' · ', element('span', { class: 'err' }, now > 0 ? `new blocks get ${copies(now)} only` : 'no node takes new blocks'));
+  if (error) line.append(' · ', element('span', { class: 'err' }, `the list of nodes is an old one: ${error}`));
+}
+
 function drawNodes(s, ratio) {
   // One scale for all bars: what is stored and what it would take stand beside each other.
   const equivalent = (n) => n.page_bytes * ratio + n.bf16_bytes + n.handover_bytes;
@@ -64,8 +89,11 @@ function drawNodes(s, ratio) {
       element('div', { class: 'bar', role: 'img', 'aria-label': label }, part('page', n.page_bytes), part('handover', n.handover_bytes), part('bf16', n.bf16_bytes)),
       element('div', { class: 'bar thin', 'aria-hidden': 'true' }, part('equal', equivalent(n))),
       element('div', { class: 'facts' }, fact('used', `${bytes(n.used_bytes)}, ${percent(n.used_bytes, n.capacity_bytes)}`), fact('in bf16', bytes(equivalent(n))),
-        fact('blocks', count(n.page_blocks)), fact('pinned', bytes(n.pinned_bytes)), fact('hits', percent(n.hits, n.hits + n.misses)), fact('evictions', count(n.evictions)))));
+        fact('2-bit blocks', count(n.page_blocks)), fact('pinned', bytes(n.pinned_bytes)), fact('hits', percent(n.hits, n.hits + n.misses)), fact('evictions', count(n.evictions))),
+      ...drawDisk(n.ssd, fact)));
   }));
+  $('legend-ssd').hidden = !s.nodes.some((n) => n.ssd);
+  drawReplication(s);
   if (s.nodes.length === 0) $('nodes').replaceChildren(element('p', { class: 'soft' }, 'no KV node is known'));
 }
 
@@ -118,9 +146,10 @@ function table(columns, rows) {
 }
 
 // A request's phases as one bar; the same words in its title.
-const KINDS = [['tokenising', 0], ['waiting', 1], ['asking', 2], ['prefill', 3], ['decoding', 4]];
+const KINDS = [['tokenising', 0], ['waiting', 1], ['asking', 2], ['prefill', 3], ['loading', 5], ['decoding', 4]];
 function phases(r) {
-  const words = r.phases.map((p) => `${p.name} ${time(p.ms)}`).join(', ');
+  const parts = (p) => (p.parts.length > 0 ? ` (${p.parts.map((part) => `${part.name} ${time(part.ms)}`).join(', ')})` : '');
+  const words = r.phases.map((p) => `${p.name} ${time(p.ms)}${parts(p)}`).join(', ');
   const bar = element('span', { class: 'phases', role: 'img', title: words, 'aria-label': words });
   for (const p of r.phases) {
     const kind = KINDS.find(([word]) => p.name.includes(word))?.[1] ?? 4;
@@ -148,8 +177,7 @@ function drawWorkers(s) {
   const columns = [['Worker', 'full'], ['Role'], ['State'], ['Profile'], ['Running', 'num'], ['Waiting', 'num'], ['Pages free', 'num']];
   $('workers').replaceChildren(table(columns, rows));
   const lanes = new Set(s.requests.latest.flatMap((r) => r.lanes));
-  const store = s.store ? `membership ${s.store.membership}${s.store.replicas > 1 ? `, ${s.store.replicas} copies of each block` : ''}` : '';
-  $('lanes').textContent = [lanes.size > 0 ? `lanes of the latest answers: ${[...lanes].join(', ')}` : '', store, s.store?.membership_error].filter(Boolean).join(' · ');
+  $('lanes').textContent = lanes.size > 0 ? `lanes of the latest answers: ${[...lanes].join(', ')}` : '';
 }
 
 function say(kind, text) {

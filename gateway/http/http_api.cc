@@ -199,14 +199,10 @@ void HttpApi::Status(std::shared_ptr<HttpExchange> exchange) {
 
 void HttpApi::RequestById(std::shared_ptr<HttpExchange> exchange) {
   const std::string id = exchange->request().path.substr(sizeof("/api/requests/") - 1);
-  const std::optional<RequestRecord> record = deps_.pipeline->Find(id);
-  if (!record) {
+  const absl::StatusOr<RequestRecord> record = deps_.pipeline->Find(id);
+  if (!record.ok()) {
     return Reply(exchange, "/api/requests/",
-                 ErrorResponse(404,
-                               absl::StrCat("no request \"", id.substr(0, 200),
-                                            "\" is under way or among the last ",
-                                            RequestPipeline::kLoggedRequests, " that ended"),
-                               "not_found"));
+                 ErrorResponse(404, std::string(record.status().message()), "not_found"));
   }
   Reply(exchange, "/api/requests/", JsonResponse(200, RecordJson(*record)));
 }

@@ -1,5 +1,7 @@
 #include "gateway/http/status_json.h"
 
+#include <algorithm>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -14,6 +16,20 @@ constexpr size_t kMaxInFlight = 100, kMaxLatest = 20;
 
 double Milliseconds(Duration d) {
   return std::chrono::duration<double, std::milli>(d).count();
+}
+
+// Null: the node has no disk.
+Json TierJson(const TierStats& t) {
+  if (t.capacity_bytes == 0) return nullptr;
+  return {{"capacity_bytes", t.capacity_bytes},
+          {"used_bytes", t.used_bytes},
+          {"blocks", std::accumulate(t.kind_blocks, t.kind_blocks + kNumBlockKinds, uint64_t{0})},
+          {"demoted_blocks", t.demoted_blocks},
+          {"promoted_blocks", t.promoted_blocks},
+          {"dropped_blocks", t.dropped_blocks},
+          {"evicted_blocks", t.evicted_blocks},
+          {"corrupt_blocks", t.corrupt_blocks},
+          {"writable", t.writable}};
 }
 
 Json NodeJson(const KvNodeStats& n) {
@@ -34,7 +50,14 @@ Json NodeJson(const KvNodeStats& n) {
           {"hits", n.hits},
           {"misses", n.misses},
           {"evictions", n.evictions},
-          {"sessions", n.sessions}};
+          {"sessions", n.sessions},
+          {"ssd", TierJson(n.tier)}};
+}
+
+// How many copies a new block gets now: the nodes that take puts, up to what puts aim at.
+int CopiesNow(const std::vector<KvNodeStats>& nodes, int replicas) {
+  const auto takes_puts = [](const KvNodeStats& n) { return n.reachable && !n.draining; };
+  return std::min<int>(replicas, std::count_if(nodes.begin(), nodes.end(), takes_puts));
 }
 
 Json WorkerJson(const WorkerState& w) {
@@ -57,10 +80,16 @@ Json HistogramJson(const Histogram& h) {
 Json RecordJson(const RequestRecord& r) {
   Json phases = Json::array();
   for (size_t i = 0; i < r.phases.size(); ++i) {
-    const Duration end = i + 1 < r.phases.size() ? r.phases[i + 1].begin : r.lasted;
-    phases.push_back({{"name", r.phases[i].name},
-                      {"begin_ms", Milliseconds(r.phases[i].begin)},
-                      {"ms", Milliseconds(end - r.phases[i].begin)}});
+    const RequestPhase& phase = r.phases[i];
+    Json parts = Json::array();
+    for (const CallPart& part : phase.parts) {
+      parts.push_back({{"name", part.name}, {"ms", Milliseconds(part.lasted)}});
+    }
+    phases.push_back({{"name", phase.name},
+                      {"begin_ms", Milliseconds(phase.begin)},
+                      {"ms", Milliseconds(r.PhaseLasted(i))},
+                      {"worker", phase.worker},
+                      {"parts", std::move(parts)}});
   }
   return {{"request_id", r.request_id},
           {"trace_id", r.trace_id},
@@ -88,12 +117,12 @@ Json StatusJson(const HttpApiDeps& deps) {
   Json nodes = Json::array(), workers = Json::array(), in_flight = Json::array(),
        latest = Json::array();
   if (deps.store != nullptr) {
-    for (const KvNodeStats& node :
-         deps.store->Stats(SteadyClock::Get()->Now() + deps.status_timeout)) {
-      nodes.push_back(NodeJson(node));
-    }
+    const std::vector<KvNodeStats> stats =
+        deps.store->Stats(SteadyClock::Get()->Now() + deps.status_timeout);
+    for (const KvNodeStats& node : stats) nodes.push_back(NodeJson(node));
     const KvStoreView view = deps.store->View();
     out["store"] = {{"replicas", view.replicas},
+                    {"copies_now", CopiesNow(stats, view.replicas)},
                     {"membership", view.membership},
                     {"membership_error", view.error}};
   }

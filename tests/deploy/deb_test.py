@@ -88,6 +88,8 @@ class Deb(unittest.TestCase):
                                     ["--prefill", addresses["prefill"], "--attention", addresses["attention"]])
                 log = Path(self.folder.name, f"{role}.log")
                 logs.append(log)
+                if role == "gateway":
+                    changed[role] += ["--http-listen", "127.0.0.1:0"]
                 processes.append(self.root.start("oscarkv", role, "--config", f"/etc/oscarkv/{role}.conf", "--listen", "127.0.0.1:0",
                                                  "--metrics-listen", "", *changed[role], log=log, user=uid))
                 deadline = time.monotonic() + 60

@@ -15,6 +15,7 @@ SECRETS = {"oscarkv-tls": {"tls.crt", "tls.key", "ca.crt"}, "oscarkv-auth": {"au
 ROLES = ("kvstore", "prefill", "attention", "gateway")
 PORTS = {"gateway": 7400, "kvstore": 7401, "prefill": 7402, "attention": 7403}
 METRICS_PORT = 9400
+HTTP_PORT = 7480
 # Labels that Prometheus or the PodMonitor add to every series.
 TARGET_LABELS = {"namespace", "pod", "instance", "job", "component", "le"}
 QUANTITIES = {"": 1, "m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
@@ -168,11 +169,15 @@ class EveryOverlay:
         for role, o, container in overlay.roles():
             given = overlay.effective(role, container)
             ports = {p["name"]: p["containerPort"] for p in container["ports"]}
-            self.assertEqual(ports, {"grpc": PORTS[role], "metrics": METRICS_PORT})
+            http = {"http": HTTP_PORT} if role == "gateway" else {}
+            self.assertEqual(ports, {"grpc": PORTS[role], "metrics": METRICS_PORT, **http})
             self.assertEqual(given["listen"], f"0.0.0.0:{PORTS[role]}")
             self.assertEqual(given["metrics-listen"], f"0.0.0.0:{METRICS_PORT}")
             service = overlay.get("Service", f"oscarkv-{role}")
-            self.assertEqual([(p["port"], p["targetPort"]) for p in service["spec"]["ports"]], [(PORTS[role], "grpc")])
+            self.assertEqual([(p["port"], p["targetPort"]) for p in service["spec"]["ports"]],
+                             [(PORTS[role], "grpc"), *((p, "http") for p in http.values())])
+            if http:
+                self.assertEqual(given["http-listen"], f"0.0.0.0:{HTTP_PORT}")
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 self.assertEqual(probed(container[probe])["port"], PORTS[role])
             self.assertNotIn("service", probed(container["readinessProbe"]))
@@ -299,7 +304,8 @@ class EveryOverlay:
         needed += [(pod[r], pod["kvstore"], PORTS["kvstore"]) for r in ("prefill", "attention")]
         for r in ("prefill", "attention"):
             needed += [(pod[r], pod["kvstore"], low), (pod[r], pod["kvstore"], high), (pod["kvstore"], pod[r], low)]
-        needed += [(prometheus, pod[r], METRICS_PORT) for r in ROLES] + [(client, pod["gateway"], PORTS["gateway"])]
+        needed += [(prometheus, pod[r], METRICS_PORT) for r in ROLES] + [(client, pod["gateway"], PORTS["gateway"]),
+                                                                                (client, pod["gateway"], HTTP_PORT)]
         for source, target, port in needed:
             self.assertTrue(self.allowed(overlay, source, target, port), (source, target, port))
         for r in ROLES:
@@ -307,7 +313,7 @@ class EveryOverlay:
         denied = [(stranger, pod[r], PORTS[r]) for r in ROLES] + [(client, pod[r], PORTS[r]) for r in ROLES if r != "gateway"]
         denied += [(pod["gateway"], pod["kvstore"], low), (pod["prefill"], pod["attention"], PORTS["attention"]),
                    (pod["kvstore"], pod["gateway"], PORTS["gateway"]), (pod["prefill"], pod["kvstore"], high + 1),
-                   (prometheus, pod["gateway"], PORTS["gateway"]), (pod["kvstore"], stranger, 443)]
+                   (prometheus, pod["gateway"], PORTS["gateway"]), (stranger, pod["gateway"], HTTP_PORT), (pod["kvstore"], stranger, 443)]
         for source, target, port in denied:
             self.assertFalse(self.allowed(overlay, source, target, port), (source, target, port))
 
@@ -350,7 +356,7 @@ class Secured(unittest.TestCase):
                 folder, _, file = given[option].rpartition("/")
                 self.assertIn(file, SECRETS[mounts[folder]["secret"]["secretName"]], f"{role} --{option}")
             self.assertEqual(given["tls-client-auth"], "optional" if role == "gateway" else "require")
-            self.assertEqual(overlay.get("Service", f"oscarkv-{role}")["spec"]["ports"][0]["appProtocol"], "https")
+            self.assertEqual({p["appProtocol"] for p in overlay.get("Service", f"oscarkv-{role}")["spec"]["ports"]}, {"https"})
 
     def test_no_secret_is_in_the_repository(self):
         for name in OVERLAYS:

@@ -86,7 +86,9 @@ class Shipped(unittest.TestCase):
         self.assertEqual(conf["gateway"]["attention"], conf["attention"]["listen"])
         for role in ("prefill", "attention", "gateway"):
             self.assertEqual(conf[role]["nodes"], conf["kvstore"]["listen"])
-        self.assertEqual(len({c["metrics-listen"] for c in conf.values()}), len(ROLES))
+        listens = [v for c in conf.values() for k, v in c.items() if k.endswith("listen")]
+        self.assertEqual(len(listens), 2 * len(ROLES) + 1)  # and the gateway's HTTP
+        self.assertEqual(len(set(listens)), len(listens))
         scraped = (ROOT / "deploy/prometheus/prometheus.yaml").read_text()
         for role in ROLES:
             self.assertRegex(scraped, rf'"{re.escape(conf[role]["metrics-listen"])}"\]\n +labels: {{component: {role}}}')

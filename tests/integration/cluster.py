@@ -175,10 +175,11 @@ class GenerateError(Exception):
 class ClusterTest(unittest.TestCase):
     """A test case with one cluster per class; `options` are Cluster's arguments."""
     options = {}
+    cluster_class = Cluster
 
     @classmethod
     def setUpClass(cls):
-        cls.cluster = Cluster(**cls.options)
+        cls.cluster = cls.cluster_class(**cls.options)
 
     @classmethod
     def tearDownClass(cls):

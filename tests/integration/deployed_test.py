@@ -1,8 +1,10 @@
 """The manifests' own arguments and config files start a cluster that answers: the overlay `dev`, on 127.0.0.1 instead of in pods."""
+import json
 import re
 import sys
 import tempfile
 import unittest
+import urllib.request
 from pathlib import Path
 
 from cluster import MODEL, ROOT, Cluster, words
@@ -32,7 +34,8 @@ class DeployedCluster(Cluster):
             self._variables[variable] = given.get(option, "")
         deployed = [re.sub(r"\$\((\w+)\)", lambda m: self._variables[m[1]], a).replace("/etc/oscarkv", self._config.name)
                     for a in self._containers[kind]["args"][1:]]
-        return super().start(role, [*deployed, "--metrics-listen", "127.0.0.1:0"])
+        return super().start(role, [*deployed, "--metrics-listen", "127.0.0.1:0",
+                                    *(["--http-listen", "127.0.0.1:0"] if kind == "gateway" else [])])
 
     def stop(self):
         statuses = super().stop()
@@ -47,6 +50,13 @@ class Deployed(unittest.TestCase):
             answer = cluster.generate(words(300), "--max-tokens", 4)
             self.assertEqual(answer["usage"]["generated_tokens"], 4)
             self.assertEqual(answer["usage"]["lanes"], ["tcp"])
+            body = json.dumps({"prompt": words(300), "max_tokens": 4, "temperature": 0}).encode()
+            url = f"http://127.0.0.1:{cluster.gateway.http_port}"
+            ask = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
+            with urllib.request.urlopen(ask, timeout=60) as response:
+                self.assertEqual(json.load(response)["choices"][0]["text"], answer["text"])
+            with urllib.request.urlopen(f"{url}/", timeout=60) as response:
+                self.assertIn(b"<title>oscarkv</title>", response.read())
             kvstore = cluster["kvstore-0"]
             self.assertEqual(kvstore.metric("oscarkv_kvstore_capacity_bytes", node="a-pod"), 512 << 20)
             # The node sets this gauge in its maintenance rounds.

@@ -118,8 +118,11 @@ class Completions(HttpTest):
             record = json.loads(self.ask("GET", f"/api/requests/{name}")[2])
             self.assertEqual((record["trace_id"], record["code"], record["tokens"]), (trace, "OK", 5))
             self.assertEqual([p["name"] for p in record["phases"]], [
-                "tokenising the prompt", "waiting for other requests to end", "asking the store for the prompt's prefix", "in prefill", "decoding"])
+                "tokenising the prompt", "waiting for other requests to end", "asking the store for the prompt's prefix", "in prefill",
+                "loading for decoding", "decoding"])
             self.assertAlmostEqual(sum(p["ms"] for p in record["phases"]), record["ms"], places=3)
+            parts = [[part["name"] for part in p["parts"]] for p in record["phases"]]
+            self.assertEqual(parts, [[], [], [], ["queue", "fetch", "compute", "put"], ["queue", "fetch", "recompute"], []])
         for role in ("gateway", "prefill-0", "attention-0"):
             self.cluster.wait_for(f"the trace in the log of {role}", lambda: f"trace={trace}" in self.cluster[role].log())
         self.assertEqual(self.error("GET", "/api/requests/none")[0], 404)

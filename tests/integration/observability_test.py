@@ -37,6 +37,50 @@ class Metrics(ClusterTest):
             self.assertTrue(own, role.role)
             self.assertLessEqual(own, documented(), role.role)
 
+    def trace(self, *args):
+        return subprocess.run([BINARY, "trace", *args, "--gateway", self.cluster.gateway.address], capture_output=True, text=True)
+
+    def test_where_a_requests_time_went(self):
+        # A word of the client's own, of the form that gRPC's metadata and HTTP's header share.
+        self.cluster.generate(words(700, 3000), "--max-tokens", 6, "--request-id", "traced-1")
+        run = self.trace("traced-1")
+        self.assertEqual(run.returncode, 0, run.stderr)
+        trace = re.search(r"^request traced-1   trace ([0-9a-f]{32})   tenant \(default\)$", run.stdout, re.M)
+        self.assertTrue(trace, run.stdout)
+        lines = [re.split(r" {2,}", line.strip()) for line in run.stdout.split("WORKER")[1].split("\n\n")[0].splitlines()[1:]]
+        self.assertEqual([line[2] for line in lines], [
+            "tokenising the prompt", "waiting for other requests to end", "asking the store for the prompt's prefix",
+            "in prefill", "queue", "fetch", "compute", "put", "loading for decoding", "queue", "fetch", "recompute", "decoding"])
+        self.assertEqual(lines[3][-1], self.cluster["prefill-0"].address)
+        self.assertIn(lines[-1][-1], [r.address for r in self.cluster.of("attention")])
+        for line in lines:
+            self.assertRegex(line[3], r"^\.*#+\.*$")
+            self.assertEqual(len(line[3]), 40)
+        self.assertRegex(run.stdout, r"LASTED(.|\n)*first token after [\d.]+ m?s\n(.|\n)*6 generated")
+        # By the trace's id, too; and the parts fit into the prefill, by the worker's own clock.
+        self.assertEqual(self.trace(trace[1]).stdout, run.stdout)
+        in_ms = lambda text: float(text.split()[0]) * {"us": 1e-3, "ms": 1, "s": 1e3}[text.split()[1]]
+        self.assertLessEqual(sum(in_ms(line[1]) for line in lines[4:8]), in_ms(lines[3][1]) * 1.02 + 0.2)
+        for role in ("gateway", "prefill-0"):
+            self.cluster.wait_for(f"the trace in the log of {role}", lambda: f"trace={trace[1]}" in self.cluster[role].log())
+
+    def test_a_request_that_runs_and_one_that_failed(self):
+        process = self.cluster.generate_process(words(100), "--max-tokens", 20000, "--ignore-eos", "--request-id", "traced-2")
+        try:
+            self.cluster.wait_for("it decodes", lambda: "decoding" in self.trace("traced-2").stdout)
+            self.assertRegex(self.trace("traced-2").stdout, r"so far [\d.]+ m?s   running")
+        finally:
+            process.kill()
+            process.communicate()
+        self.cluster.wait_for("it has ended", lambda: re.search(r"lasted .* CANCELLED: the client cancelled", self.trace("traced-2").stdout))
+
+    def test_an_id_that_nobody_knows(self):
+        run = self.trace("no-such-request")
+        self.assertEqual(run.returncode, 1)
+        self.assertIn('no request "no-such-request" is under way at this gateway or among the last 512 that ended here', run.stderr)
+        run = subprocess.run([BINARY, "trace", "--gateway", self.cluster.gateway.address], capture_output=True, text=True)
+        self.assertEqual((run.returncode, run.stderr.strip()), (2, "oscarkv: INVALID_ARGUMENT: no id given: oscarkv trace ID"))
+
     def test_the_real_prometheus_scrapes_every_role(self):
         prometheus = shutil.which("prometheus")
         if prometheus is None:

@@ -21,6 +21,9 @@ try {
       await page.goto(`${base}/`);
       await page.getByText('serving', { exact: true }).waitFor();
       assert.equal(await page.locator('.node').count(), 2);
+      assert.match(await page.locator('#replication').innerText(), /^2 of 2 nodes up \(membership: static\) · 2 copies of each block$/);
+      assert.match(await page.locator('.node').first().innerText(), /[\d.]+ MiB, [\d.]+ % on disk\s+\d+ blocks/);
+      assert.match(await page.locator('#requests .phases').first().getAttribute('title'), /in prefill .*\(queue .*, compute .*\).*loading for decoding .*\(queue .*, recompute .*\)/);
       assert.match(await page.locator('#tiles').innerText(), /Compression\s+7\.\d+×/);
       assert.ok(await page.locator('#ttft rect').count() > 0);
       assert.ok(await page.locator('#requests tbody tr').count() >= 8);

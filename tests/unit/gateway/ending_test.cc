@@ -121,8 +121,8 @@ TEST_P(StageTest, DeadlinePasses) {
   EXPECT_TRUE(sink_.finished());
   const absl::Status status = sink_.WaitFinished();
   EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded);
-  const char* where[] = {"waiting for other requests", "asking the store", "in prefill", "decoding",
-                         "decoding"};
+  const char* where[] = {"waiting for other requests", "asking the store", "in prefill",
+                         "loading for decoding", "decoding"};
   EXPECT_THAT(status.message(), HasSubstr(where[GetParam()]));
   ExpectCancelledDownstream(stage());
 }
