@@ -79,6 +79,13 @@ GatewayMetrics::GatewayMetrics(MetricRegistry* r)
                                  "header, body, memory, connections, slow, slow_reader, malformed.",
                                  {"reason"})),
       http_connections(
-          r->AddGauge("oscarkv_gateway_http_connections", "Open HTTP connections.").Get()) {}
+          r->AddGauge("oscarkv_gateway_http_connections", "Open HTTP connections.").Get()) {
+  // There from the start: Prometheus does not see the first increments of a series that appears
+  // with them, and OscarkvErrors would miss the first burst.
+  for (const char* code : {"OK", "CANCELLED", "RESOURCE_EXHAUSTED", "UNAVAILABLE",
+                           "DEADLINE_EXCEEDED", "ABORTED", "INTERNAL", "DATA_LOSS"}) {
+    requests.With({code});
+  }
+}
 
 }  // namespace oscarkv::gateway

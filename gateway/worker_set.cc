@@ -128,6 +128,7 @@ WorkerSet::WorkerSet(const WorkerSetOptions& options,
     w.state.endpoint = stub->endpoint();
     w.state.status = absl::UnavailableError("has not answered yet");
     metrics_->worker_up.With({WorkerRoleName(role), stub->endpoint()}).Set(0);
+    metrics_->worker_failures.With({WorkerRoleName(role), stub->endpoint()});  // as in metrics.cc
     MutexLock lock(mu_);
     workers_.push_back(std::move(w));
   };

@@ -22,15 +22,16 @@ START_TIMEOUT_S = 60
 class Role:
     """One process of the cluster."""
 
-    def __init__(self, folder, role, args, listen="127.0.0.1:0", prefix=(), env=()):
+    def __init__(self, folder, role, args, listen="127.0.0.1:0", prefix=(), env=(), binary=BINARY):
         """`prefix`: a command that runs the process elsewhere (ip netns exec NAME); `env`: more of its environment."""
+        self.binary = binary
         self.role = role
         self.args = list(args)
         self.prefix, self.env = list(prefix), dict(env)
         self.host = listen.rsplit(":", 1)[0]
         self.log_path = Path(folder) / f"{role}.log"
         ready = Path(folder) / f"{role}.ready"
-        command = [*self.prefix, BINARY, re.sub(r"-\d+$", "", role), "--listen", listen, "--ready-file", str(ready)] + args
+        command = [*self.prefix, binary, re.sub(r"-\d+$", "", role), "--listen", listen, "--ready-file", str(ready)] + args
         env = dict(os.environ, OMP_WAIT_POLICY="passive", **self.env)
         ready.unlink(missing_ok=True)
         with open(self.log_path, "ab") as log:
@@ -111,15 +112,18 @@ class Cluster:
             self.stop()
             raise
 
+    binary = BINARY  # of those that start
+
     def start(self, role, args):
-        self.roles[role] = Role(self._folder.name, role, list(args))
+        self.roles[role] = Role(self._folder.name, role, list(args), binary=self.binary)
         return self.roles[role]
 
-    def restart(self, role):
-        """The same role again at the same address, after its process ended."""
+    def restart(self, role, binary=None):
+        """The same role again at the same address, after its process ended; perhaps of another version."""
         ended = self.roles[role]
         ended.process.wait(30)
-        self.roles[role] = Role(self._folder.name, role, ended.args, ended.listen, ended.prefix, ended.env)
+        self.roles[role] = Role(self._folder.name, role, ended.args, ended.listen, ended.prefix, ended.env,
+                                binary or ended.binary)
         self.roles[role].address = ended.address
         return self.roles[role]
 
