@@ -53,6 +53,9 @@ Request::Request(const Env* env, GenerateInput input, Time deadline,
       text_(env->deps.tokenizer, input_.stop, stop_tokens_) {}
 
 void Request::EnterStage(const char* name, std::string worker) {
+  // A request that fails over and over keeps the first phases and the last one.
+  constexpr size_t kMaxPhases = 128;
+  if (phases_.size() == kMaxPhases) phases_.pop_back();
   phases_.push_back({name, env_->deps.clock->Now() - arrival_, std::move(worker)});
 }
 

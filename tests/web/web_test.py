@@ -24,7 +24,7 @@ class DiskCluster(Cluster):
 
 class Web(ClusterTest):
     cluster_class = DiskCluster
-    options = dict(kvstores=2, attentions=2, capacity="16MiB", model=model_with_template(), gateway_args=["--http-listen", "127.0.0.1:0"],
+    options = dict(kvstores=2, attentions=2, capacity="8MiB", model=model_with_template(), gateway_args=["--http-listen", "127.0.0.1:0"],
                    kvstore_args=["--slab", "1MiB"])
 
     @classmethod

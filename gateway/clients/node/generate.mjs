@@ -9,7 +9,7 @@ const grpc = require('@grpc/grpc-js');
 const loader = require('@grpc/proto-loader');
 
 const proto = fileURLToPath(new URL('../../../proto', import.meta.url));
-const definition = loader.loadSync('oscarkv/v1/gateway.proto', { includeDirs: [proto], longs: Number, enums: String, defaults: true });
+const definition = loader.loadSync('oscarkv/v1/gateway.proto', { includeDirs: [proto], keepCase: true, longs: Number, enums: String, defaults: true });
 const { Gateway } = grpc.loadPackageDefinition(definition).oscarkv.v1;
 
 const [target = '127.0.0.1:7400', prompt = 'The Wendigo is', maxTokens = '40'] = process.argv.slice(2);
