@@ -57,7 +57,8 @@ absl::StatusOr<std::unique_ptr<AttentionServer>> AttentionServer::Start(
     const uint64_t windows =
         engine.max_batch * (kSinkBlocks + kWindowBlocks + 2) + engine.chunk_tokens / kBlockTokens;
     return worker::PoolDefaults{FullLengthSlots(config, shape.PageBytes()),
-                                coded ? windows : FullLengthSlots(config, shape.Bf16BlockBytes())};
+                                coded ? windows : FullLengthSlots(config, shape.Bf16BlockBytes()),
+                                /*more_blocks_help=*/!coded};
   };
   auto impl = std::make_unique<Impl>();
   ASSIGN_OR_RETURN(impl->runtime, worker::BuildRuntime(options.worker, "attention", metrics,

@@ -1,14 +1,12 @@
 // oscarkv bench decode: times decode steps of a model of a well-known shape and random weights on a
 // GPU, over bf16 blocks and over 2-bit pages.
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <random>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "cli/command.h"
+#include "cli/random_model.h"
 #include "cli/terminal.h"
 #include "codec/codec.h"
 #include "common/status_macros.h"
@@ -16,54 +14,6 @@
 
 namespace oscarkv::cli {
 namespace {
-
-ModelConfig ShapeOf(const std::string& name, int context) {
-  ModelConfig c;
-  c.num_heads = 32;
-  c.num_kv_heads = 8;
-  c.head_dim = 128;
-  c.hidden_size = 4096;
-  if (name == "qwen3-8b") {
-    c.model_type = "qwen3";
-    c.num_layers = 36;
-    c.intermediate_size = 12288;
-    c.vocab_size = 151936;
-    c.qk_norm = true;
-    c.rope.theta = 1e6;
-  } else {  // llama-3.1-8b
-    c.model_type = "llama";
-    c.num_layers = 32;
-    c.intermediate_size = 14336;
-    c.vocab_size = 128256;
-    c.rope.theta = 5e5;
-  }
-  c.max_position_embeddings = context + kBlockTokens;
-  return c;
-}
-
-// Address space for a pool whose bytes only the GPU has.
-class EmptyPool {
- public:
-  static absl::StatusOr<std::unique_ptr<EmptyPool>> Create(const kernels::KvShape& shape,
-                                                           size_t pages, size_t blocks) {
-    const size_t page_bytes = pages * shape.PageBytes(),
-                 block_bytes = blocks * shape.Bf16BlockBytes();
-    void* memory = mmap(nullptr, page_bytes + block_bytes, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) return absl::ResourceExhaustedError("no address space for the pool");
-    auto* start = static_cast<uint8_t*>(memory);
-    return std::unique_ptr<EmptyPool>(new EmptyPool(
-        shape, absl::MakeSpan(start, page_bytes), absl::MakeSpan(start + page_bytes, block_bytes)));
-  }
-  ~EmptyPool() { munmap(pages_.data(), pages_.size() + blocks_.size()); }
-  KvPool& pool() { return pool_; }
-
- private:
-  EmptyPool(const kernels::KvShape& shape, absl::Span<uint8_t> pages, absl::Span<uint8_t> blocks)
-      : pages_(pages), blocks_(blocks), pool_(shape, pages, blocks) {}
-  absl::Span<uint8_t> pages_, blocks_;
-  KvPool pool_;
-};
 
 // The slots of one sequence of `context` tokens, the one to come included.
 struct Need {
@@ -85,11 +35,6 @@ struct Row {
   double step_ms = 0, attention_ms = 0, products_ms = 0, rest_ms = 0;
 };
 
-double Median(std::vector<float> ms) {
-  std::nth_element(ms.begin(), ms.begin() + ms.size() / 2, ms.end());
-  return ms[ms.size() / 2];
-}
-
 class BenchDecodeCommand final : public Command {
  public:
   std::string name() const override { return "bench decode"; }
@@ -97,7 +42,7 @@ class BenchDecodeCommand final : public Command {
     return "Time decode steps on a GPU over bf16 blocks and over 2-bit pages";
   }
   void AddOptions(OptionTable* table) override {
-    table->AddChoice("shape", &shape_, {"qwen3-8b", "llama-3.1-8b"}, "Shape of the model");
+    table->AddChoice("shape", &shape_, ShapeNames(), "Shape of the model");
     table->AddBool("random-weights", &random_weights_,
                    "Fill weights and cache with random numbers; there is no other way yet");
     table->AddString("device", &device_, "cuda:N", "The GPU");
@@ -106,6 +51,8 @@ class BenchDecodeCommand final : public Command {
                       "Sequences per step; what does not fit into the GPU's memory is left out");
     table->AddBytes("kv-budget", &budget_, 0, uint64_t{1} << 50,
                     "Also time the largest batches whose KV cache fits into this; 0: none");
+    table->AddBool("early-launches", &early_launches_,
+                   "Kernels may start while the one before still runs, as in serving");
     table->AddInt("rounds", &rounds_, 3, 10000, "Steps of each measurement; the median counts");
   }
 
@@ -127,31 +74,14 @@ class BenchDecodeCommand final : public Command {
   }
 
  private:
-  static absl::StatusOr<std::vector<int>> Numbers(absl::string_view option,
-                                                  const std::vector<std::string>& texts, int most) {
-    std::vector<int> numbers;
-    for (const std::string& text : texts) {
-      int n = 0;
-      if (!absl::SimpleAtoi(text, &n) || n < 1 || n > most) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("--", option, ": \"", text, "\" is not a number of 1 to ", most));
-      }
-      numbers.push_back(n);
-    }
-    if (numbers.empty()) return absl::InvalidArgumentError(absl::StrCat("--", option, " is empty"));
-    return numbers;
-  }
-
   absl::Status RunProfile(const ModelConfig& config, Profile profile,
                           const std::vector<int>& contexts, const std::vector<int>& batches) {
-    CodecOptions codec_options;
-    codec_options.profile = profile;
-    codec_options.data_free = profile != Profile::kBf16;
-    ASSIGN_OR_RETURN(auto codec, CreateCodec(codec_options, config.kv_shape()));
+    ASSIGN_OR_RETURN(auto codec, DataFreeCodec(profile, config.kv_shape()));
     TransformerOptions options;
     options.device = device_;
     ASSIGN_OR_RETURN(const std::unique_ptr<CudaRunner> runner,
                      CudaRunner::Random(config, std::move(codec), options, /*seed=*/1));
+    runner->device().api().SetEarlyLaunches(early_launches_);
     for (const int context : contexts) {
       std::vector<int> sizes = batches;
       const Need need(context, profile != Profile::kBf16);
@@ -214,7 +144,7 @@ class BenchDecodeCommand final : public Command {
   }
 
   std::string shape_ = "qwen3-8b", device_ = "cuda:0";
-  bool random_weights_ = false;
+  bool random_weights_ = false, early_launches_ = true;
   std::vector<std::string> contexts_ = {"8192", "32768", "131072"}, batches_ = {"1", "8", "32"};
   uint64_t budget_ = 0;
   int rounds_ = 20;

@@ -36,6 +36,7 @@ std::unique_ptr<Command> NewSizeCommand();
 std::unique_ptr<Command> NewDemoCommand();
 std::unique_ptr<Command> NewBenchCommand();
 std::unique_ptr<Command> NewBenchDecodeCommand();
+std::unique_ptr<Command> NewBenchPrefillCommand();
 std::unique_ptr<Command> NewTokenizeCommand();
 std::unique_ptr<Command> NewModelCheckCommand();
 std::unique_ptr<Command> NewCalibrateCommand();

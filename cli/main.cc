@@ -83,7 +83,8 @@ std::vector<std::unique_ptr<Command>> AllCommands() {
   commands.push_back(NewSizeCommand());
   commands.push_back(NewDemoCommand());
   commands.push_back(NewBenchCommand());
-  commands.push_back(NewBenchDecodeCommand());  // a subcommand of the one before
+  commands.push_back(NewBenchDecodeCommand());  // subcommands of the one before
+  commands.push_back(NewBenchPrefillCommand());
   commands.push_back(NewKvstoreCommand());
   commands.push_back(NewPrefillCommand());
   commands.push_back(NewAttentionCommand());

@@ -8,6 +8,7 @@ oscarkv::kernels::cuda::Api MakeApi() {
 #define OSCARKV_CUDA_FUNCTION(name) api.name = &cuda::name
   OSCARKV_CUDA_FUNCTION(DeviceCount);
   OSCARKV_CUDA_FUNCTION(LastError);
+  OSCARKV_CUDA_FUNCTION(SetEarlyLaunches);
   OSCARKV_CUDA_FUNCTION(UseDevice);
   OSCARKV_CUDA_FUNCTION(DescribeDevice);
   OSCARKV_CUDA_FUNCTION(Allocate);
@@ -36,7 +37,6 @@ oscarkv::kernels::cuda::Api MakeApi() {
   OSCARKV_CUDA_FUNCTION(DestroyMatmul);
   OSCARKV_CUDA_FUNCTION(Matmul);
   OSCARKV_CUDA_FUNCTION(AddRmsNorm);
-  OSCARKV_CUDA_FUNCTION(Round);
   OSCARKV_CUDA_FUNCTION(SiluGate);
   OSCARKV_CUDA_FUNCTION(Embed);
   OSCARKV_CUDA_FUNCTION(ArgMax);

@@ -17,7 +17,7 @@ namespace oscarkv::kernels::cuda {
 
 // Changed with every change of this table or of a struct that its functions take: a library and a
 // program of different builds must not meet.
-inline constexpr int kApiVersion = 1;
+inline constexpr int kApiVersion = 2;
 inline constexpr char kApiSymbol[] = "oscarkv_cuda_api";
 inline constexpr char kLibraryName[] = "liboscarkv_kernels_cuda.so";
 
@@ -28,6 +28,7 @@ struct Api {
   // cuda_device.h
   OSCARKV_CUDA_FUNCTION(DeviceCount);
   OSCARKV_CUDA_FUNCTION(LastError);
+  OSCARKV_CUDA_FUNCTION(SetEarlyLaunches);
   // cuda_memory.h
   OSCARKV_CUDA_FUNCTION(UseDevice);
   OSCARKV_CUDA_FUNCTION(DescribeDevice);
@@ -59,7 +60,6 @@ struct Api {
   OSCARKV_CUDA_FUNCTION(Matmul);
   // elementwise
   OSCARKV_CUDA_FUNCTION(AddRmsNorm);
-  OSCARKV_CUDA_FUNCTION(Round);
   OSCARKV_CUDA_FUNCTION(SiluGate);
   OSCARKV_CUDA_FUNCTION(Embed);
   OSCARKV_CUDA_FUNCTION(ArgMax);

@@ -1,5 +1,6 @@
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <cstdio>
 
 #include "kernels/cuda_device.h"
@@ -7,6 +8,7 @@
 namespace oscarkv::kernels::cuda {
 namespace {
 thread_local char last_error[256] = "";
+std::atomic<bool> early_launches{true};
 }  // namespace
 
 const char* LastError() {
@@ -15,6 +17,14 @@ const char* LastError() {
 
 void SetLastError(const char* what, const char* why) {
   std::snprintf(last_error, sizeof last_error, "%s: %s", what, why);
+}
+
+void SetEarlyLaunches(bool allowed) {
+  early_launches.store(allowed, std::memory_order_relaxed);
+}
+
+bool EarlyLaunches() {
+  return early_launches.load(std::memory_order_relaxed);
 }
 
 KernelStatus Check(int cuda_error, const char* what) {

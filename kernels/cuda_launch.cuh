@@ -1,6 +1,11 @@
 // Launches of kernels that may start while the one before them in the stream still runs (from sm_90
-// on; an ordinary launch before). Such a kernel calls WaitForPriorKernels before it touches memory
-// that others write, and best LetNextKernelStart when it begins.
+// on; an ordinary launch before). Such a kernel
+//   - calls WaitForPriorKernels before it touches memory that any kernel of the stream writes, in
+//     every thread that does, and in some thread of every grid: what follows in the stream waits
+//     for this kernel's end only, and must find there that all before it have ended, too;
+//   - best calls LetNextKernelStart when it begins. What comes next then waits on multiprocessors
+//     that this kernel leaves; it cannot keep blocks of this one from starting.
+// Before the wait it may read what nothing in the stream writes: weights, tables.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,7 +14,7 @@
 
 namespace oscarkv::kernels::cuda {
 
-// Of the current device. A program that drives devices of both kinds takes ordinary launches only.
+// Of all devices: a program that drives devices of both kinds takes ordinary launches only.
 inline bool HasProgrammaticLaunch() {
   static const bool has = [] {
     int devices = 0;
@@ -37,7 +42,7 @@ KernelStatus LaunchEarly(const char* name, void (*kernel)(Parameters...), dim3 g
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = &attribute;
-  config.numAttrs = HasProgrammaticLaunch() ? 1 : 0;
+  config.numAttrs = EarlyLaunches() && HasProgrammaticLaunch() ? 1 : 0;
   return Check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
 }
 

@@ -38,6 +38,10 @@ KernelStatus DescribeDevice(DeviceInfo* info) {
   if (status == KernelStatus::kOk)
     status = Check(cudaMemGetInfo(&free_bytes, &total_bytes), "cudaMemGetInfo");
   if (status != KernelStatus::kOk) return status;
+  if (cudaDeviceGetPCIBusId(info->pci_id, sizeof info->pci_id, device) != cudaSuccess) {
+    info->pci_id[0] = '\0';
+    cudaGetLastError();
+  }
   std::snprintf(info->name, sizeof info->name, "%s", properties.name);
   info->multiprocessors = properties.multiProcessorCount;
   info->total_bytes = total_bytes;

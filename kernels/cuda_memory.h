@@ -14,6 +14,7 @@ namespace oscarkv::kernels::cuda {
 
 struct DeviceInfo {
   char name[256] = "";
+  char pci_id[32] = "";  // "0000:3b:00.0"
   int multiprocessors = 0;
   uint64_t total_bytes = 0, free_bytes = 0;
 };

@@ -119,9 +119,9 @@ __device__ __forceinline__ void CopyAsyncWait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
 }
 
-// Programmatic launches: what comes behind in the stream may start although this kernel still runs
-// (its blocks then wait by WaitForPriorKernels); what came before has ended and its writes are
-// seen. Without effect before sm_90.
+// Early launches (cuda_launch.cuh): what comes behind in the stream may start although this kernel
+// still runs (its blocks then wait by WaitForPriorKernels); what came before has ended and its
+// writes are seen. Without effect before sm_90.
 __device__ __forceinline__ void LetNextKernelStart() {
 #if OSCARKV_SM90
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -156,6 +156,10 @@ __device__ __forceinline__ void CopyBulk(uint32_t shared, const void* global, in
       "[%0],[%1],%2,[%3],%4;" ::"r"(shared),
       "l"(global), "r"(bytes), "r"(barrier), "l"(policy)
       : "memory");
+}
+// Into the L2 cache, in the background; multiples of 16 bytes.
+__device__ __forceinline__ void PrefetchBulk(const void* global, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0],%1;" ::"l"(global), "r"(bytes) : "memory");
 }
 __device__ __forceinline__ void BarrierWait(uint32_t barrier, uint32_t parity) {
   asm volatile(

@@ -55,6 +55,17 @@ struct PrefillOutput {
   std::vector<float> all_top_gap;   // [tokens]: logit of the best minus that of the second
 };
 
+// How bytes travel between a pool's host memory and a GPU.
+enum class PoolStaging {
+  kNone,        // there is no GPU
+  kPageLocked,  // the GPU reads and writes it by itself, while other work goes on
+  kPageable,    // the driver copies through memory of its own, and the caller waits
+};
+struct PreparedPool {
+  std::shared_ptr<void> hold;  // goes before the pool's memory does; may be null
+  PoolStaging staging = PoolStaging::kNone;
+};
+
 struct DecodeInput {
   int32_t token = 0;
   int position = 0;          // where `token` stands; its K and V are written there
@@ -84,11 +95,9 @@ class ModelRunner {
   // the bf16 rows of `block`, if it has such a slot, stand in the pool's memory.
   virtual absl::Status ToHost(const SequenceKv& kv, int block) { return absl::OkStatus(); }
   // Prepares for a pool, which would otherwise happen when it is first used: device memory for its
-  // slots (kResourceExhausted: there is not so much), and page-locks its host memory for as long as
-  // the result lives. The result, perhaps null, goes before the pool's memory does.
-  virtual absl::StatusOr<std::shared_ptr<void>> PreparePool(KvPool& pool) {
-    return std::shared_ptr<void>();
-  }
+  // slots (kResourceExhausted: there is not so much), and page-locks its host memory, where that is
+  // allowed, for as long as the result's `hold` lives.
+  virtual absl::StatusOr<PreparedPool> PreparePool(KvPool& pool) { return PreparedPool(); }
 };
 
 struct TransformerOptions {
@@ -106,6 +115,14 @@ struct TransformerOptions {
 
 // The N of "cuda:N"; -1 for "cpu". kInvalidArgument for anything else.
 absl::StatusOr<int> ParseDevice(absl::string_view device);
+
+// A GPU as the one who places a worker on a machine sees it.
+struct GpuInfo {
+  std::string pci_id;  // "0000:3b:00.0"; empty: the driver does not say
+  uint64_t free_bytes = 0, total_bytes = 0;
+};
+// Of "cuda:N"; makes it the calling thread's device. kUnavailable: it cannot be had.
+absl::StatusOr<GpuInfo> DescribeGpu(absl::string_view device);
 
 // Loads a Hugging Face folder; folds the codec's value rotation into W_V and W_O in float64.
 // kUnavailable: the device cannot be had; the message names the library or driver that is missing.

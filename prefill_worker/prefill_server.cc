@@ -58,7 +58,7 @@ absl::StatusOr<std::unique_ptr<PrefillServer>> PrefillServer::Start(
   const auto defaults = [](const ModelConfig& config, bool) {
     const uint64_t slots =
         (config.max_position_embeddings + kBlockTokens - 1) / kBlockTokens * 3 / 2 + 1;
-    return worker::PoolDefaults{slots, slots};
+    return worker::PoolDefaults{slots, slots, /*more_blocks_help=*/true};
   };
   auto impl = std::make_unique<Impl>();
   ASSIGN_OR_RETURN(impl->runtime, worker::BuildRuntime(options.worker, "prefill", metrics, defaults,

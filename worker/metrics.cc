@@ -19,7 +19,13 @@ WorkerMetrics::WorkerMetrics(MetricRegistry* registry, std::string role)
           {"role", "kind", "state"})),
       compression_(registry->AddGauge(
           "oscarkv_worker_kv_compression_ratio",
-          "Bytes of a block of 64 tokens in bf16 divided by its bytes as stored.", {"role"})) {
+          "Bytes of a block of 64 tokens in bf16 divided by its bytes as stored.", {"role"})),
+      staging_(registry->AddGauge(
+          "oscarkv_worker_pool_staging",
+          "With a GPU, 1 for what the host's copy of the pools is: page_locked, which the GPU "
+          "reads "
+          "and writes by itself, or pageable, where the driver copies in between; else 0.",
+          {"role", "memory"})) {
   for (const char* op : {"get", "put"}) {
     transfers_.With({role_, op, "OK"});
     bytes_.With({role_, op});
@@ -45,6 +51,12 @@ void WorkerMetrics::SetPool(const KvPool& pool) {
   pool_slots_.With({role_, "page", "used"}).Set(pool.num_pages() - free_pages);
   pool_slots_.With({role_, "block", "free"}).Set(free_blocks);
   pool_slots_.With({role_, "block", "used"}).Set(pool.num_blocks() - free_blocks);
+}
+
+void WorkerMetrics::SetStaging(PoolStaging staging) {
+  if (staging == PoolStaging::kNone) return;
+  staging_.With({role_, "page_locked"}).Set(staging == PoolStaging::kPageLocked ? 1 : 0);
+  staging_.With({role_, "pageable"}).Set(staging == PoolStaging::kPageable ? 1 : 0);
 }
 
 void WorkerMetrics::SetCompression(double ratio) {

@@ -7,6 +7,7 @@
 #include "absl/strings/string_view.h"
 #include "common/metrics.h"
 #include "kvstore/client/client.h"
+#include "model/model_runner.h"
 #include "worker/kv_arena.h"
 
 namespace oscarkv::worker {
@@ -22,6 +23,8 @@ class WorkerMetrics {
   void CountBytes(const TransferTotals& get, const TransferTotals& put);
   void SetPool(const KvPool& pool);
   void SetCompression(double ratio);
+  // How copies between the pools and a GPU go.
+  void SetStaging(PoolStaging staging);
 
  private:
   const std::string role_;
@@ -29,6 +32,7 @@ class WorkerMetrics {
   MetricFamily& bytes_;        // {role, op}
   MetricFamily& pool_slots_;   // {role, kind, state}
   MetricFamily& compression_;  // {role}
+  MetricFamily& staging_;      // {role, memory}
 };
 
 }  // namespace oscarkv::worker

@@ -54,6 +54,13 @@ void AddWorkerOptions(OptionTable* table, WorkerOptions* o) {
   table->AddBytes("block-pool", &o->block_pool_bytes, 0, uint64_t{1} << 50,
                   "Memory for bf16 blocks; 0: what prompts of full length, resp. a full batch of "
                   "windows, need");
+  table->AddFloat(
+      "pool-fraction", &o->pool_fraction, 0, 0.95,
+      "Share of the GPU's memory that is free beside the weights, at most the same share "
+      "of the host's, that pools without a size of their own get; 0: as on a CPU");
+  table->AddBool("device-affinity", &o->device_affinity,
+                 "Run on the cores of the GPU's NUMA node, where the host's copy of the pools then "
+                 "lies, too");
   table->AddDuration("handover-ttl", &o->handover_ttl, seconds(1), hours(24),
                      "How long the store keeps the bf16 copies of recent blocks");
   table->AddDuration(
@@ -72,6 +79,10 @@ absl::Status CheckWorkerOptions(const WorkerOptions& o) {
   RETURN_IF_ERROR(auth::CheckSecurityOptions(o.security));
   if (const auto device = ParseDevice(o.device); !device.ok())
     return absl::InvalidArgumentError(absl::StrCat("--", device.status().message()));
+  if (o.pool_fraction > 0 && o.device == "cpu") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--pool-fraction=", o.pool_fraction, " needs --device cuda:N"));
+  }
   if (o.deterministic && o.device != "cpu") {
     return absl::InvalidArgumentError(
         "--deterministic needs --device cpu: on a GPU the last bits of a row of a product depend "

@@ -32,6 +32,8 @@ struct WorkerOptions {
   std::string ucx_devices;
   uint64_t page_pool_bytes = 0;
   uint64_t block_pool_bytes = 0;
+  float pool_fraction = 0;
+  bool device_affinity = true;
   Duration handover_ttl = std::chrono::seconds(120);
   Duration store_timeout = std::chrono::seconds(5);
   int io_threads = 4;

@@ -12,6 +12,7 @@
 #include "common/rpc/guard.h"
 #include "common/status_macros.h"
 #include "kvstore/client/tenant_clients.h"
+#include "worker/device_placement.h"
 
 namespace oscarkv::worker {
 namespace {
@@ -48,24 +49,45 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> BuildRunner(const WorkerOptions& op
   return LoadTransformer(options.model, std::move(codec), transformer);
 }
 
+// The threads that start from here on, and the memory they touch first, close to the GPU. A machine
+// that does not tell where that is gets no binding, and no error.
+absl::Status MoveToDevice(const WorkerOptions& options) {
+  if (options.device == "cpu" || !options.device_affinity) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const GpuInfo gpu, DescribeGpu(options.device));
+  const absl::StatusOr<std::vector<int>> cores = CoresNearPciDevice(gpu.pci_id);
+  const absl::StatusOr<int> bound = cores.ok() ? RunOnCores(*cores) : cores.status();
+  LogInfo("placement",
+          {{"device", options.device},
+           {"pci", gpu.pci_id},
+           {"cores", !bound.ok()   ? std::string(bound.status().message())
+                     : *bound == 0 ? "all: no NUMA node is known, or none of its cores "
+                                     "is this process's"
+                                   : absl::StrCat(*bound, " of the GPU's NUMA node")}});
+  return absl::OkStatus();
+}
+
+// What pools may take of: the host has a copy of what the GPU holds.
+absl::StatusOr<uint64_t> FreeBytes(const WorkerOptions& options) {
+  if (options.pool_fraction == 0) return uint64_t{0};
+  ASSIGN_OR_RETURN(const GpuInfo gpu, DescribeGpu(options.device));
+  const uint64_t host = AvailableHostBytes();
+  const uint64_t free = host == 0 ? gpu.free_bytes : std::min(gpu.free_bytes, host);
+  LogInfo("pool sizes", {{"gpu_free", FormatBytes(gpu.free_bytes)},
+                         {"host_free", host == 0 ? "unknown" : FormatBytes(host)},
+                         {"fraction", absl::StrCat(options.pool_fraction)}});
+  return free;
+}
+
 absl::StatusOr<std::unique_ptr<KvArena>> BuildArena(const WorkerOptions& options,
                                                     const kernels::KvShape& shape, bool coded,
                                                     const PoolDefaults& defaults,
                                                     Transport* transport) {
-  const uint64_t pages = !coded ? 0
-                         : options.page_pool_bytes == 0
-                             ? defaults.pages
-                             : options.page_pool_bytes / shape.PageBytes();
-  const uint64_t blocks = options.block_pool_bytes == 0
-                              ? defaults.blocks
-                              : options.block_pool_bytes / shape.Bf16BlockBytes();
-  if (blocks == 0 || (coded && pages == 0)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--page-pool and --block-pool must hold at least one of this model's pages (",
-                     FormatBytes(shape.PageBytes()), ") and blocks (",
-                     FormatBytes(shape.Bf16BlockBytes()), ")"));
-  }
-  return KvArena::Create(shape, pages, blocks, transport);
+  ASSIGN_OR_RETURN(const uint64_t free, FreeBytes(options));
+  ASSIGN_OR_RETURN(
+      const PoolSlots slots,
+      SizePools({options.page_pool_bytes, options.block_pool_bytes, options.pool_fraction}, shape,
+                coded, defaults, free));
+  return KvArena::Create(shape, slots.pages, slots.blocks, transport);
 }
 
 void LogStart(const WorkerRuntime& runtime) {
@@ -99,6 +121,7 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> BuildRuntime(
   ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(options.model));
   ASSIGN_OR_RETURN(std::shared_ptr<const KvCodec> codec, BuildCodec(options, config));
   ASSIGN_OR_RETURN(runtime->model_fingerprint, ModelFingerprint(options.model));
+  RETURN_IF_ERROR(MoveToDevice(options));
   ASSIGN_OR_RETURN(runtime->runner, BuildRunner(options, codec, std::move(progress)));
   if (options.data_path == "ucx") {
     UcxOptions ucx;
@@ -128,6 +151,7 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> BuildRuntime(
       BlockIoOptions{options.handover_ttl, options.store_timeout, options.deterministic},
       SteadyClock::Get());
   runtime->metrics = std::make_unique<WorkerMetrics>(registry, role);
+  runtime->metrics->SetStaging(runtime->device_pool.staging);
   const kernels::KvShape shape = config.kv_shape();
   runtime->metrics->SetCompression(
       coded ? static_cast<double>(shape.Bf16BlockBytes()) / shape.PageBytes() : 1);

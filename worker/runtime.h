@@ -18,6 +18,7 @@
 #include "worker/kv_arena.h"
 #include "worker/metrics.h"
 #include "worker/options.h"
+#include "worker/pool_size.h"
 
 namespace oscarkv {
 class TenantClients;
@@ -28,12 +29,6 @@ class Guard;
 
 namespace oscarkv::worker {
 
-// Slots of the pools when no size was asked for.
-struct PoolDefaults {
-  uint64_t pages = 0;
-  uint64_t blocks = 0;
-};
-
 // Destroyed from the last member to the first. Everything here outlives the engine that uses it.
 struct WorkerRuntime {
   std::string model_name;  // the folder's
@@ -43,7 +38,7 @@ struct WorkerRuntime {
   std::shared_ptr<const rpc::Guard> guard;  // null: everybody may call
   std::shared_ptr<TenantClients> stores;
   std::unique_ptr<KvArena> arena;
-  std::shared_ptr<void> device_pool;  // what ModelRunner::PreparePool gave
+  PreparedPool device_pool;
   std::unique_ptr<BlockIo> io;
   std::unique_ptr<WorkerMetrics> metrics;
   // Apart, so that puts to a slow store do not hold up the fetches of others.

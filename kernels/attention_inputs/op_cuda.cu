@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 
 #include "kernels/cuda_device.h"
+#include "kernels/cuda_launch.cuh"
 #include "kernels/cuda_primitives.cuh"
 #include "kernels/elementwise/cuda_elements.cuh"
 #include "kernels/q2_encode/transform.cuh"
@@ -146,7 +147,9 @@ __global__ void __launch_bounds__(32 * kWarps)
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, j = lane % 4;
   const int column = blockIdx.z * kColumns + 8 * warp;  // first of the warp's
 
-  // The matrix first: the rows' norms pass the time until it comes. b[term][ks]: an MMA fragment.
+  LetNextKernelStart();
+  // The matrix first: the kernel before and the rows' norms pass the time until it comes.
+  // b[term][ks]: an MMA fragment.
   uint32_t b[2][kD / 16][2];
   if constexpr (kRotate) {
     const uint8_t* matrix =
@@ -161,6 +164,7 @@ __global__ void __launch_bounds__(32 * kWarps)
     }
   }
 
+  WaitForPriorKernels();
   for (int r = warp; r < kRows; r += kWarps) {
     const Row row = RowAt(args, blockIdx.x * kRows + r);
     float v[kD / 32] = {};
@@ -202,8 +206,7 @@ KernelStatus Launch(const AttentionInputArgs& args, cudaStream_t stream) {
   const dim3 grid((rows + kRows - 1) / kRows, args.num_kv_heads, rotate ? kD / kColumns : 1);
   const auto kernel =
       rotate ? AttentionInputKernel<kD, In, true> : AttentionInputKernel<kD, In, false>;
-  kernel<<<grid, 32 * kWarps, 0, stream>>>(args);
-  return Check(cudaGetLastError(), "AttentionInputKernel");
+  return LaunchEarly("AttentionInputKernel", kernel, grid, dim3(32 * kWarps), 0, stream, args);
 }
 
 template <int kD>

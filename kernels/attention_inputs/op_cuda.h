@@ -43,7 +43,8 @@ struct AttentionInputArgs {
   int half_dim = 0;  // at most head_dim / 2
 
   // From PrepareTransforms (q2_encode/op_cuda.h) for bf16; null: no rotation. Query heads turn with
-  // their kv head's.
+  // their kv head's. Read before kernels launched before have ended: prepare it earlier than by the
+  // kernel right before this one.
   const void* transform = nullptr;
   int64_t transform_head_stride = 0;  // bytes from kv head to kv head; 0: one matrix for all
 

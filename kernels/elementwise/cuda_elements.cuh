@@ -19,6 +19,10 @@ inline __device__ void StoreElement(Bf16* p, float v) {
   *p = static_cast<Bf16>(PackBf16(v, 0));
 }
 
+inline __device__ float SiluGated(float gate, float up) {
+  return gate / (1 + __expf(-gate)) * up;
+}
+
 // f(data as a pointer to its type).
 template <class F>
 void WithType(const void* data, ElementType type, const F& f) {

@@ -3,8 +3,10 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/cuda_device.h"
+#include "kernels/cuda_launch.cuh"
 #include "kernels/elementwise/cuda_elements.cuh"
 #include "kernels/layout.h"
 
@@ -40,10 +42,10 @@ __device__ float BlockSum(float v) {
 // One thread block per row. The loads of the first kRowCache rounds do not wait for each other.
 template <class Delta, class Out>
 __global__ void __launch_bounds__(kRowThreads)
-    AddRmsNormKernel(float* __restrict__ x, const Delta* __restrict__ delta,
-                     const float* __restrict__ weight, float eps, int64_t dim, Out* __restrict__ y,
-                     Bf16* __restrict__ rest) {
+    AddRmsNormKernel(float* x, const Delta* delta, const float* __restrict__ weight, float eps,
+                     int64_t dim, Out* __restrict__ y, Bf16* __restrict__ rest) {
   LetNextKernelStart();  // a matrix product, which loads weights meanwhile
+  WaitForPriorKernels();
   x += blockIdx.x * dim;
   float cache[kRowCache] = {};
 #pragma unroll
@@ -84,13 +86,6 @@ __global__ void __launch_bounds__(kRowThreads)
     store(c, x[c] * factor * weight[c]);
 }
 
-__global__ void RoundKernel(const float* x, int64_t n, Bf16* y) {
-  LetNextKernelStart();
-  for (int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x; i < n;
-       i += int64_t{gridDim.x} * kThreads)
-    StoreElement(y + i, x[i]);
-}
-
 // SplitMix64: a counter's hash.
 __device__ uint64_t Hash(uint64_t x) {
   x += 0x9e3779b97f4a7c15;
@@ -127,11 +122,11 @@ __global__ void FillPagesKernel(uint8_t* bytes, int head_dim, uint64_t seed) {
 template <class In, class Out>
 __global__ void SiluGateKernel(const In* gate_up, int64_t n, int64_t width, Out* y) {
   LetNextKernelStart();
+  WaitForPriorKernels();
   for (int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x; i < n * width;
        i += int64_t{gridDim.x} * kThreads) {
     const In* at = gate_up + i / width * 2 * width + i % width;
-    const float gate = LoadElement(at);
-    StoreElement(y + i, gate / (1 + __expf(-gate)) * LoadElement(at + width));
+    StoreElement(y + i, SiluGated(LoadElement(at), LoadElement(at + width)));
   }
 }
 
@@ -182,30 +177,32 @@ __global__ void __launch_bounds__(kRowThreads)
 KernelStatus AddRmsNorm(float* x, Elements delta, const float* weight, float eps, int64_t n,
                         int64_t dim, MutableElements y, Bf16* rest, Stream stream) {
   if (n <= 0) return KernelStatus::kOk;
+  KernelStatus status = KernelStatus::kOk;
   WithType(delta.data, delta.type, [&](auto* d) {
     WithType(y.data, y.type, [&](auto* out) {
-      AddRmsNormKernel<<<static_cast<unsigned>(n), kRowThreads, 0, ToCuda(stream)>>>(
-          x, d, weight, eps, dim, out, rest);
+      using Delta = std::remove_const_t<std::remove_pointer_t<decltype(d)>>;
+      using Out = std::remove_pointer_t<decltype(out)>;
+      status = LaunchEarly("AddRmsNormKernel", AddRmsNormKernel<Delta, Out>,
+                           dim3(static_cast<unsigned>(n)), dim3(kRowThreads), 0, ToCuda(stream), x,
+                           d, weight, eps, dim, out, rest);
     });
   });
-  return Check(cudaGetLastError(), "AddRmsNormKernel");
+  return status;
 }
 
 KernelStatus SiluGate(Elements gate_up, int64_t n, int64_t width, MutableElements y,
                       Stream stream) {
   if (n <= 0 || width <= 0) return KernelStatus::kOk;
+  KernelStatus status = KernelStatus::kOk;
   WithType(gate_up.data, gate_up.type, [&](auto* in) {
     WithType(y.data, y.type, [&](auto* out) {
-      SiluGateKernel<<<BlocksFor(n * width), kThreads, 0, ToCuda(stream)>>>(in, n, width, out);
+      using In = std::remove_const_t<std::remove_pointer_t<decltype(in)>>;
+      using Out = std::remove_pointer_t<decltype(out)>;
+      status = LaunchEarly("SiluGateKernel", SiluGateKernel<In, Out>, dim3(BlocksFor(n * width)),
+                           dim3(kThreads), 0, ToCuda(stream), in, n, width, out);
     });
   });
-  return Check(cudaGetLastError(), "SiluGateKernel");
-}
-
-KernelStatus Round(const float* x, int64_t n, Bf16* y, Stream stream) {
-  if (n <= 0) return KernelStatus::kOk;
-  RoundKernel<<<BlocksFor(n), kThreads, 0, ToCuda(stream)>>>(x, n, y);
-  return Check(cudaGetLastError(), "RoundKernel");
+  return status;
 }
 
 KernelStatus FillUniform(MutableElements y, int64_t n, float range, uint64_t seed, Stream stream) {

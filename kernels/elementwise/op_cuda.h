@@ -25,9 +25,6 @@ struct MutableElements {
 KernelStatus AddRmsNorm(float* x, Elements delta, const float* weight, float eps, int64_t n,
                         int64_t dim, MutableElements y, Bf16* rest, Stream stream);
 
-// y[i] = bf16(x[i]), i < n.
-KernelStatus Round(const float* x, int64_t n, Bf16* y, Stream stream);
-
 // Pseudo-random numbers, the same for the same seed: uniform in [-range, range).
 KernelStatus FillUniform(MutableElements y, int64_t n, float range, uint64_t seed, Stream stream);
 // Page-heads of random codes; of both sides scale 1 and offset -1.5 times a random factor in [0.5,

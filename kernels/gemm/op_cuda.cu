@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "kernels/cuda_device.h"
+#include "kernels/cuda_launch.cuh"
 #include "kernels/cuda_primitives.cuh"
 #include "kernels/elementwise/cuda_elements.cuh"
 
@@ -77,23 +78,29 @@ KernelStatus OpenLt(Lt* lt) {
 }
 
 // Products with few rows of x read the weights once and do little else: a kernel of our own comes
-// nearer to the memory's rate. A thread block computes kChannels channels of y for all kRows rows
-// of x; its threads share k. It is made to start while the kernel before it still runs (off yet):
-// the first weights would then be under way when x is ready.
-constexpr int kMaxFewRows = 4;
+// nearer to the memory's rate. A thread block computes kChannels channels of W for all kRows rows
+// of x; its threads share k. It may start while the kernel before it still runs: its first weights
+// are then under way when x is ready.
 constexpr int kFewThreads = 128;
 constexpr int kFewUnroll = 4;    // rounds of loads under way
 constexpr int kFewElements = 8;  // of a load
 
-template <int kRows, int kChannels, class Out>
+// kGated: half of the block's channels are gates, the others the same channels of W's second half.
+template <int kRows, int kChannels, bool kGated, class Out>
 __global__ void __launch_bounds__(kFewThreads)
-    FewRowsKernel(const Bf16* x, const Bf16* __restrict__ w, const float* __restrict__ bias,
-                  Out* __restrict__ y, int64_t n, int64_t k) {
+    FewRowsKernel(const Bf16* x, const Bf16* __restrict__ w, const float* __restrict__ bias, Out* y,
+                  int64_t n, int64_t k) {
+  LetNextKernelStart();
   constexpr int64_t kRound = kFewThreads * kFewElements;
-  const int64_t first = int64_t{blockIdx.x} * kChannels;
+  constexpr int kOutputs = kGated ? kChannels / 2 : kChannels;
+  const int64_t outputs = kGated ? n / 2 : n;
+  const int64_t first = int64_t{blockIdx.x} * kOutputs;
   const Bf16* channel[kChannels];
 #pragma unroll
-  for (int c = 0; c < kChannels; ++c) channel[c] = w + min(first + c, n - 1) * k;
+  for (int c = 0; c < kChannels; ++c) {
+    const int64_t half = c / kOutputs * outputs;
+    channel[c] = w + (half + min(first + c % kOutputs, outputs - 1)) * k;
+  }
   float sum[kRows][kChannels] = {};
   for (int64_t begin = threadIdx.x * kFewElements; begin < k; begin += kFewUnroll * kRound) {
     uint4 weights[kFewUnroll][kChannels];
@@ -141,41 +148,43 @@ __global__ void __launch_bounds__(kFewThreads)
     }
   }
   __syncthreads();
-  if (threadIdx.x >= kRows * kChannels) return;
-  const int r = threadIdx.x / kChannels, c = threadIdx.x % kChannels;
-  if (first + c >= n) return;
-  float s = bias == nullptr ? 0 : bias[first + c];
-  for (int part = 0; part < kFewThreads / 32; ++part) s += parts[part][r][c];
-  StoreElement(y + r * n + first + c, s);
+  if (threadIdx.x >= kRows * kOutputs) return;
+  const int r = threadIdx.x / kOutputs, c = threadIdx.x % kOutputs;
+  if (first + c >= outputs) return;
+  const auto whole = [&](int channel) {
+    float s = bias == nullptr ? 0 : bias[first + c];
+    for (int part = 0; part < kFewThreads / 32; ++part) s += parts[part][r][channel];
+    return s;
+  };
+  if constexpr (kGated) {
+    StoreElement(y + r * outputs + first + c, SiluGated(whole(c), whole(c + kOutputs)));
+  } else {
+    StoreElement(y + r * outputs + first + c, whole(c));
+  }
 }
 
-template <int kRows, class Out>
-KernelStatus LaunchFewRows(const MatmulArgs& args, Out* y, bool programmatic, cudaStream_t stream) {
+template <int kRows, bool kGated, class Out>
+KernelStatus LaunchFewRows(const MatmulArgs& args, Out* y, cudaStream_t stream) {
   // More channels a block where there are plenty: x is read less often.
   const bool wide = args.n >= 16384;
   const int channels = wide ? 4 : 2;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>((args.n + channels - 1) / channels));
-  config.blockDim = dim3(kFewThreads);
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = programmatic ? 1 : 0;
-  const auto kernel = wide ? FewRowsKernel<kRows, 4, Out> : FewRowsKernel<kRows, 2, Out>;
-  return Check(cudaLaunchKernelEx(&config, kernel, args.x, args.w, args.bias, y, args.n, args.k),
-               "FewRowsKernel");
+  const auto kernel =
+      wide ? FewRowsKernel<kRows, 4, kGated, Out> : FewRowsKernel<kRows, 2, kGated, Out>;
+  return LaunchEarly("FewRowsKernel", kernel,
+                     dim3(static_cast<unsigned>((args.n + channels - 1) / channels)),
+                     dim3(kFewThreads), 0, stream, args.x, args.w, args.bias, y, args.n, args.k);
 }
 
 template <int kRows = 1>
-KernelStatus FewRows(const MatmulArgs& args, bool programmatic, cudaStream_t stream) {
+KernelStatus FewRows(const MatmulArgs& args, cudaStream_t stream) {
   if constexpr (kRows < kMaxFewRows) {
-    if (args.m > kRows) return FewRows<kRows + 1>(args, programmatic, stream);
+    if (args.m > kRows) return FewRows<kRows + 1>(args, stream);
   }
   KernelStatus status = KernelStatus::kOk;
-  WithType(args.y.data, args.y.type,
-           [&](auto* y) { status = LaunchFewRows<kRows>(args, y, programmatic, stream); });
+  WithType(args.y.data, args.y.type, [&](auto* y) {
+    status = args.gated ? LaunchFewRows<kRows, true>(args, y, stream)
+                        : LaunchFewRows<kRows, false>(args, y, stream);
+  });
   return status;
 }
 
@@ -199,7 +208,7 @@ class MatmulContext {
   }
 
   KernelStatus Run(const MatmulArgs& args, cudaStream_t stream) {
-    if (args.m <= kMaxFewRows) return FewRows(args, programmatic_, stream);
+    if (args.m <= kMaxFewRows) return FewRows(args, stream);
     const Key key{args.m, args.n, args.k, args.bias != nullptr, args.y.type};
     auto it = plans_.find(key);
     if (it == plans_.end()) {
@@ -285,7 +294,6 @@ class MatmulContext {
   Lt lt_{};
   cublasLtHandle_t handle_ = nullptr;
   void* workspace_ = nullptr;
-  bool programmatic_ = false;  // early starts: off, not measured yet
   std::map<Key, Plan> plans_;
 };
 
@@ -305,7 +313,8 @@ void DestroyMatmul(MatmulContext* context) {
 
 KernelStatus Matmul(MatmulContext* context, const MatmulArgs& args, Stream stream) {
   if (args.m <= 0 || args.n <= 0) return KernelStatus::kOk;
-  if (args.k % 8 != 0 || (args.bias != nullptr && args.y.type != ElementType::kFloat32))
+  if (args.k % 8 != 0 || (args.bias != nullptr && args.y.type != ElementType::kFloat32) ||
+      (args.gated && (args.m > kMaxFewRows || args.n % 2 != 0 || args.bias != nullptr)))
     return KernelStatus::kUnsupported;
   return context->Run(args, static_cast<cudaStream_t>(stream.handle));
 }

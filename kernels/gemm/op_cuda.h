@@ -16,14 +16,20 @@ class MatmulContext;
 KernelStatus CreateMatmul(MatmulContext** context);
 void DestroyMatmul(MatmulContext* context);  // null allowed
 
+// Rows of x up to which a kernel of our own computes a product.
+inline constexpr int kMaxFewRows = 4;
+
 // y [m, n] = x [m, k] W^T, W [n, k], all row-major and dense; operands bf16, sums fp32. k a
 // multiple of 8. `bias` [n] fp32 or null; y fp32 or bf16.
+// gated (m up to kMaxFewRows, n even, no bias): y [m, n / 2] = SiluGate of that, without storing
+// it.
 struct MatmulArgs {
   const Bf16* x = nullptr;
-  const Bf16* w = nullptr;
+  const Bf16* w = nullptr;      // read before kernels launched before have ended
   const float* bias = nullptr;  // with y of fp32 only
   MutableElements y;
   int64_t m = 0, n = 0, k = 0;
+  bool gated = false;
 };
 
 // May be captured in a graph once the same (m, n, k, types) has run outside of one: the first call

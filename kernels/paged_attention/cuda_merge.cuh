@@ -2,6 +2,7 @@
 // lies in several blocks, the blocks' parts to the result, by the block that finishes last.
 #pragma once
 
+#include "kernels/elementwise/cuda_elements.cuh"
 #include "kernels/paged_attention/cuda_softmax.cuh"
 
 namespace oscarkv::kernels::cuda {
@@ -23,16 +24,17 @@ struct Element {
     }
   }
   // Stores v, with x, y, z, w times factors, to rows [heads][head_dim] of out.
-  __device__ void Store(float4 v, int group, float* out) const {
+  template <class Out>
+  __device__ void Store(float4 v, int group, Out* out) const {
     constexpr int d = C::kHeadDim;
+    Out* to = out + heads[0] * d + row0;
+    const auto put = [to](int at, float value) { StoreElement(to + at, value); };
     if constexpr (C::kSplit) {
       if (heads[0] >= group) return;
-      float* to = out + heads[0] * d + row0;
-      to[0] = v.x, to[8] = v.y, to[16] = v.z, to[24] = v.w;
+      put(0, v.x), put(8, v.y), put(16, v.z), put(24, v.w);
     } else {
-      float* to = out + heads[0] * d + row0;
-      if (heads[0] < group) to[0] = v.x, to[8] = v.z;
-      if (heads[1] < group) to[d] = v.y, to[d + 8] = v.w;
+      if (heads[0] < group) put(0, v.x), put(8, v.z);
+      if (heads[1] < group) put(d, v.y), put(d + 8, v.w);
     }
   }
 };
@@ -94,8 +96,10 @@ class Merger {
     }
     return v;
   }
-  __device__ float* Out(int line) const {
-    return args_.out + int64_t{line} * args_.group * C::kHeadDim;
+  __device__ void StoreOut(const Element<C>& element, float4 v, int line) const {
+    const int64_t at = int64_t{line} * args_.group * C::kHeadDim;
+    if (args_.out != nullptr) element.Store(v, args_.group, args_.out + at);
+    if (args_.rounded != nullptr) element.Store(v, args_.group, args_.rounded + at);
   }
   __device__ void StoreLse(int line, int head, float max, float sum) const {
     if (args_.lse != nullptr && head < args_.group)
@@ -109,7 +113,7 @@ class Merger {
       const float f0 = 1 / shared_->sum[0][element.heads[0]];
       const float f1 = 1 / shared_->sum[0][element.heads[1]];
       v = {v.x * f0, v.y * f1, v.z * f0, v.w * f1};
-      element.Store(v, args_.group, Out(line));
+      StoreOut(element, v, line);
     }
     if (threadIdx.x < C::kHeads)
       StoreLse(line, threadIdx.x, shared_->sum[1][threadIdx.x], shared_->sum[0][threadIdx.x]);
@@ -195,7 +199,7 @@ class Merger {
           v = {v.x + s.x, v.y + s.y, v.z + s.z, v.w + s.w};
         }
       }
-      element.Store(v, args_.group, Out(line));
+      StoreOut(element, v, line);
     }
   }
   __device__ float2 Stats(int first, int k, int head) const {

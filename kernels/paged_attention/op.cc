@@ -6,7 +6,7 @@ namespace oscarkv::kernels {
 
 KernelStatus PagedAttention(Backend backend, const PagedAttentionArgs& args, Executor* executor) {
   if (backend == Backend::kCuda || !IsSupportedHeadDim(args.head_dim) || args.group < 1 ||
-      args.group > kMaxGroup) {
+      args.group > kMaxGroup || args.rounded != nullptr) {
     return KernelStatus::kUnsupported;
   }
   return (backend == Backend::kRef ? ref::PagedAttention : cpu::PagedAttention)(args, executor);

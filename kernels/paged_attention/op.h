@@ -25,7 +25,8 @@ struct PagedAttentionArgs {
   int num_seqs = 0;
 
   const float* q = nullptr;  // [num_seqs, num_kv_heads * group, head_dim], rotated like K
-  float* out = nullptr;      // [num_seqs, num_kv_heads * group, head_dim]
+  float* out = nullptr;      // [num_seqs, num_kv_heads * group, head_dim]; null if `rounded` is not
+  Bf16* rounded = nullptr;   // the same as bf16, or null; kCuda only (else kUnsupported)
   float* lse = nullptr;  // [num_seqs, num_kv_heads * group] natural log of sum exp(score); or null
 
   // 2-bit pages, all full: sequence s has page_ids[page_begin[s] .. page_begin[s+1]).

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "kernels/cuda_device.h"
+#include "kernels/cuda_launch.cuh"
 #include "kernels/paged_attention/cuda_merge.cuh"
 #include "kernels/paged_attention/cuda_plan.cuh"
 #include "kernels/paged_attention/cuda_softmax.cuh"
@@ -53,6 +54,46 @@ __device__ __forceinline__ void AttendPages(int pages, Ring<C>* ring, Softmax<C>
   }
 }
 
+// Lets the L2 cache fetch what this thread block will read first, while kernels before this one
+// still run: one unit of the block's first line to a thread. Kernels before this one may even be
+// writing the plan, or the last block: nothing is used here of what is read, a plan that is not
+// this one's costs a useless fetch of the pools', and the cache is where writes go.
+template <class C>
+__device__ __forceinline__ void PrefetchSlice(const PagedAttentionArgs& args,
+                                              const Workspace& workspace) {
+#if OSCARKV_SM90
+  constexpr int kUnits = C::kWarps * C::kStages;  // as many as the rings hold
+  PlanSlice slice;
+  static_assert(sizeof slice == 3 * sizeof(int4));
+  const auto* from = reinterpret_cast<const int4*>(workspace.slices + blockIdx.x);
+  int4 words[3];
+#pragma unroll
+  for (int i = 0; i < 3; ++i) words[i] = __ldcg(from + i);  // past the L1 cache: it is read again
+  memcpy(&slice, words, sizeof slice);
+  const int unit = slice.first_unit + static_cast<int>(threadIdx.x);
+  if (threadIdx.x >= kUnits || static_cast<int>(threadIdx.x) >= slice.units ||
+      slice.first_unit < 0 || unit >= slice.sequence.Units() || slice.head < 0 ||
+      slice.head >= args.num_kv_heads)
+    return;
+  const int tile_units = kTileUnits * slice.sequence.Tiles();
+  if (unit >= tile_units) {
+    const int at = slice.sequence.page_begin + unit - tile_units;
+    if (at < 0 || at >= args.page_begin[args.num_seqs]) return;
+    PrefetchBulk(args.page_pool + args.page_ids[at] * args.page_stride + slice.head * C::kPageBytes,
+                 C::kPageBytes);
+  } else {
+    constexpr int kTiles = kPageTokens / kTileTokens;
+    const int tile = unit / kTileUnits, side = unit % kTileUnits;
+    const int at = slice.sequence.bf16_begin + tile / kTiles;
+    if (at < 0 || at >= args.bf16_begin[args.num_seqs]) return;
+    const int64_t row =
+        int64_t{side * args.num_kv_heads + slice.head} * kPageTokens + tile % kTiles * kTileTokens;
+    PrefetchBulk(args.bf16_pool + args.bf16_ids[at] * args.bf16_stride + 2 * C::kHeadDim * row,
+                 C::kTileBytes);
+  }
+#endif
+}
+
 template <class C>
 __global__ void __launch_bounds__(C::kThreads, C::kBlocksPerSm)
     AttendKernel(const __grid_constant__ PagedAttentionArgs args,
@@ -60,6 +101,9 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksPerSm)
   extern __shared__ __align__(128) uint8_t memory[];
   auto* shared = reinterpret_cast<SharedMemory<C>*>(memory);
   const int warp = threadIdx.x / 32;
+  LetNextKernelStart();
+  PrefetchSlice<C>(args, workspace);
+  WaitForPriorKernels();
   const PlanSlice slice = workspace.slices[blockIdx.x];
   int units = slice.units;
   if (units == 0) return;
@@ -177,13 +221,13 @@ __global__ void __launch_bounds__(kPlanThreads)
 
 // A kernel for a shape, and how it is launched.
 struct Variant {
-  const void* kernel;
+  void (*kernel)(PagedAttentionArgs, Workspace);
   int shared_bytes, threads, heads, elements;
 };
 template <class C>
 Variant VariantOf() {
-  return {reinterpret_cast<const void*>(&AttendKernel<C>),
-          static_cast<int>(sizeof(SharedMemory<C>)), C::kThreads, C::kHeads, C::kElements};
+  return {&AttendKernel<C>, static_cast<int>(sizeof(SharedMemory<C>)), C::kThreads, C::kHeads,
+          C::kElements};
 }
 Variant VariantOf(int head_dim, int group) {
   if (head_dim == 128) {
@@ -278,10 +322,9 @@ KernelStatus RunPagedAttention(const PagedAttentionArgs& args, void* base, Strea
   Workspace workspace;
   const KernelStatus status = Prepare(args, base, &variant, &blocks, &workspace);
   if (status != KernelStatus::kOk || args.num_seqs == 0) return status;
-  void* parameters[] = {const_cast<PagedAttentionArgs*>(&args), &workspace};
-  return Check(cudaLaunchKernel(variant.kernel, dim3(blocks), dim3(variant.threads), parameters,
-                                variant.shared_bytes, static_cast<cudaStream_t>(stream.handle)),
-               "launch of the attention kernel");
+  return LaunchEarly("launch of the attention kernel", variant.kernel, dim3(blocks),
+                     dim3(variant.threads), variant.shared_bytes,
+                     static_cast<cudaStream_t>(stream.handle), args, workspace);
 }
 
 }  // namespace oscarkv::kernels::cuda

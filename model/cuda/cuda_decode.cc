@@ -52,7 +52,6 @@ absl::Status CudaRunner::ReserveDecode(int sequences) {
   RETURN_IF_ERROR(d.x.Reserve(device, n * hidden));
   RETURN_IF_ERROR(d.qkv.Reserve(device, 2 * n * qkv));
   RETURN_IF_ERROR(d.q.Reserve(device, n * q_width()));
-  RETURN_IF_ERROR(d.out.Reserve(device, n * q_width()));
   RETURN_IF_ERROR(d.projected.Reserve(device, n * hidden));
   RETURN_IF_ERROR(d.gate_up.Reserve(device, n * 2 * width));
   RETURN_IF_ERROR(d.logits.Reserve(device, n * config_.vocab_size));
@@ -61,7 +60,7 @@ absl::Status CudaRunner::ReserveDecode(int sequences) {
   RETURN_IF_ERROR(d.mlp.Reserve(device, n * width));
   RETURN_IF_ERROR(d.encode.Reserve(device, 2 * n * config_.num_layers));
   RETURN_IF_ERROR(d.nonfinite.Reserve(device, n * config_.num_layers));
-  RETURN_IF_ERROR(d.out.Zero());  // rows of sequences without tokens are never written
+  RETURN_IF_ERROR(d.attention.Zero());  // rows of sequences without tokens are never written
   const size_t workspace = api().PagedAttentionWorkspaceBytes(
       capacity, config_.num_kv_heads, config_.num_heads / config_.num_kv_heads, config_.head_dim);
   if (workspace == 0) return Ok(kernels::KernelStatus::kUnsupported, "paged attention");
@@ -113,7 +112,7 @@ kernels::PagedAttentionArgs CudaRunner::AttentionArgs(int layer, int bucket) con
   args.scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
   args.num_seqs = bucket;
   args.q = decode_.q.data();
-  args.out = decode_.out.data();
+  args.rounded = decode_.attention.data();
   args.page_pool = pool_->pages() + layer * shape.PageLayerBytes();
   args.page_stride = pool_->page_stride();
   args.page_ids = decode_.page_ids.data();
@@ -165,12 +164,22 @@ absl::Status CudaRunner::EnqueueLayer(int layer, int bucket, const StepParts& pa
         Ok(api().RunPagedAttention(AttentionArgs(layer, bucket), d.workspace.data(), stream()),
            "paged attention"));
   }
-  if (parts.rest) {
-    RETURN_IF_ERROR(Ok(api().Round(d.out.data(), bucket * q_width(), d.attention.data(), stream()),
-                       "rounding"));
-  }
   RETURN_IF_ERROR(multiply(d.attention.data(), w.o, d.projected.data()));
   RETURN_IF_ERROR(norm(true, w.post_norm.data(), nullptr));
+  if (bucket <= kernels::cuda::kMaxFewRows && w.gate_up.bias.empty()) {
+    if (parts.products) {
+      kernels::cuda::MatmulArgs product;
+      product.x = d.normed.data();
+      product.w = w.gate_up.weight.data();
+      product.y = {d.mlp.data(), ElementType::kBf16};
+      product.m = bucket;
+      product.n = w.gate_up.n;
+      product.k = w.gate_up.k;
+      product.gated = true;
+      RETURN_IF_ERROR(Ok(api().Matmul(device_->matmul(), product, stream()), "matrix product"));
+    }
+    return multiply(d.mlp.data(), w.down, d.projected.data());
+  }
   RETURN_IF_ERROR(multiply(d.normed.data(), w.gate_up, d.gate_up.data()));
   if (parts.rest) {
     RETURN_IF_ERROR(

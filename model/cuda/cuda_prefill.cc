@@ -209,7 +209,7 @@ absl::Status CudaRunner::PrefillInputs(int layer, const Pass& pass) {
 absl::Status CudaRunner::PrefillStore(int layer, const Pass& pass) {
   const kernels::KvShape shape = config_.kv_shape();
   const SequenceKv& kv = *pass.chunk->kv;
-  if (pass.num_encoded > 0) {
+  if (pass.num_encoded > 0 && encodes_) {
     const int64_t layer_row = static_cast<int64_t>(layer * shape.Bf16LayerBytes() / sizeof(Bf16));
     RETURN_IF_ERROR(Encode(prefill_.encode.data(), pass.num_encoded, layer_row,
                            static_cast<int64_t>(layer * shape.PageLayerBytes()),

@@ -112,7 +112,7 @@ absl::Status CudaRunner::UsePool(const KvPool& pool) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::shared_ptr<void>> CudaRunner::PreparePool(KvPool& pool) {
+absl::StatusOr<PreparedPool> CudaRunner::PreparePool(KvPool& pool) {
   RETURN_IF_ERROR(device_->Enter());
   RETURN_IF_ERROR(UsePool(pool));
   struct Pinned {
@@ -123,12 +123,14 @@ absl::StatusOr<std::shared_ptr<void>> CudaRunner::PreparePool(KvPool& pool) {
     }
   };
   auto pinned = std::make_shared<Pinned>(Pinned{&api(), {}});
+  PoolStaging staging = PoolStaging::kPageLocked;
   std::string how = "page-locked";
   const auto pin = [&](void* memory, size_t bytes) {
     if (bytes == 0) return;
     if (api().Pin(memory, bytes) == kernels::KernelStatus::kOk) {
       pinned->memory.push_back(memory);
     } else {
+      staging = PoolStaging::kPageable;
       how = absl::StrCat("through the driver's staging (", api().LastError(), ")");
     }
   };
@@ -139,7 +141,7 @@ absl::StatusOr<std::shared_ptr<void>> CudaRunner::PreparePool(KvPool& pool) {
           {{"pages", FormatBytes(pool.num_pages() * shape.PageBytes())},
            {"blocks", FormatBytes(pool.num_blocks() * shape.Bf16BlockBytes())},
            {"transfers", how}});
-  return std::shared_ptr<void>(std::move(pinned));
+  return PreparedPool{std::move(pinned), staging};
 }
 
 absl::Status CudaRunner::ToHost(const SequenceKv& kv, int block) {

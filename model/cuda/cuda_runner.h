@@ -43,7 +43,7 @@ class CudaRunner final : public ModelRunner {
   absl::StatusOr<PrefillOutput> Prefill(const PrefillChunk& chunk) override;
   absl::Status DecodeStep(absl::Span<const DecodeInput> batch, std::vector<float>* logits) override;
   absl::Status ToHost(const SequenceKv& kv, int block) override;
-  absl::StatusOr<std::shared_ptr<void>> PreparePool(KvPool& pool) override;
+  absl::StatusOr<PreparedPool> PreparePool(KvPool& pool) override;
 
   // As Transformer::RoundRopeFrequencies, for golden checks.
   absl::Status RoundRopeFrequencies();
@@ -59,6 +59,8 @@ class CudaRunner final : public ModelRunner {
   // `rounds` times without its last copy to the host; milliseconds of each.
   absl::StatusOr<std::vector<float>> TimeSteps(absl::Span<const DecodeInput> batch,
                                                const StepParts& parts, int rounds);
+  // Prefill leaves the pages of blocks that fill up as they are.
+  void LeaveOutEncoding(bool leave_out) { encodes_ = !leave_out; }
   // Random contents in all slots of a pool.
   absl::Status FillPool(KvPool& pool, uint64_t seed);
 
@@ -98,7 +100,7 @@ class CudaRunner final : public ModelRunner {
     DeviceArray<int32_t> tokens, positions, page_begin, block_begin, last_tokens, page_ids,
         block_ids;
     DeviceArray<int64_t> kv_rows;
-    DeviceArray<float> x, qkv, q, out, projected, gate_up, logits;
+    DeviceArray<float> x, qkv, q, projected, gate_up, logits;
     DeviceArray<Bf16> normed, attention, mlp;
     DeviceArray<uint8_t> workspace;  // of paged attention
     DeviceArray<int64_t> encode;
@@ -160,6 +162,7 @@ class CudaRunner final : public ModelRunner {
   const ModelConfig config_;
   const std::shared_ptr<const KvCodec> codec_;
   const PrefillHistory history_;
+  bool encodes_ = true;             // in prefill
   std::unique_ptr<Device> device_;  // before all that lies on it
   kernels::ThreadPool threads_;     // of loading
   CudaWeights weights_;

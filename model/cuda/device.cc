@@ -3,6 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/options.h"
 #include "model/cuda/cuda_library.h"
+#include "model/model_runner.h"
 
 namespace oscarkv {
 
@@ -60,6 +61,16 @@ absl::Status Device::Check(KernelStatus status, absl::string_view what) const {
 absl::Status Device::Synchronize() const {
   RETURN_IF_ERROR(Check(api_->Synchronize(stream_), "computing"));
   return Check(api_->Synchronize(to_host_), "copying");
+}
+
+absl::StatusOr<GpuInfo> DescribeGpu(absl::string_view device) {
+  ASSIGN_OR_RETURN(const int ordinal, ParseDevice(device));
+  ASSIGN_OR_RETURN(const Device::Api* api, OpenCudaLibrary());
+  kernels::cuda::DeviceInfo info;
+  if (ordinal < 0 || api->UseDevice(ordinal) != KernelStatus::kOk ||
+      api->DescribeDevice(&info) != KernelStatus::kOk)
+    return absl::UnavailableError(absl::StrCat("device ", device, ": ", api->LastError()));
+  return GpuInfo{info.pci_id, info.free_bytes, info.total_bytes};
 }
 
 absl::StatusOr<kernels::cuda::DeviceInfo> Device::Describe() const {

@@ -6,6 +6,7 @@
 #include "kernels/cuda_device.h"
 #include "kernels/elementwise/op_backends.h"
 #include "kernels/elementwise/op_cuda.h"
+#include "kernels/gemm/op_cuda.h"
 #include "kernels/q2_encode/op_cuda.h"
 #include "tests/unit/kernels/cuda_checks.h"
 #include "tests/unit/kernels/device_buffer.h"
@@ -122,6 +123,7 @@ std::string AttentionInputs(int d, int kv_heads, int group, int tokens, bool nor
     if (cuda::PrepareTransforms(d, cuda::RowType::kBf16, m_at.get(), matrices, prepared.get(),
                                 {}) != KernelStatus::kOk)
       return cuda::LastError();
+    CheckCuda(cudaDeviceSynchronize(), "PrepareTransforms");
     args.transform = prepared.get();
     if (matrices > 1)
       args.transform_head_stride = static_cast<int64_t>(cuda::PreparedTransformBytes(d));
@@ -274,6 +276,74 @@ std::string SiluGate() {
   return "";
 }
 
+// Products of our own kernel and of cuBLASLt; gated ones are SiluGate of the others.
+std::string Products() {
+  cuda::MatmulContext* context = nullptr;
+  if (cuda::CreateMatmul(&context) != KernelStatus::kOk) return cuda::LastError();
+  RandomData random(5);
+  std::string error;
+  struct Shape {
+    int64_t m, n, k;
+  };
+  std::vector<Shape> shapes;
+  for (int64_t m : {1, 2, 3, 4, 7}) {
+    for (const int64_t n : {2, 6, 16392}) {
+      for (const int64_t k : {8, 1032, 4104}) {
+        const bool large = n * k > 1'000'000;  // random numbers take their time
+        if (!large || (k == 1032 && (m == 1 || m == 4))) shapes.push_back({m, n, k});
+      }
+    }
+  }
+  for (const auto& [m, n, k] : shapes) {
+    std::ostringstream name;
+    name << m << " x " << n << " x " << k;
+    const Input x(random.Floats(m * k), ElementType::kBf16);
+    const Input w(random.Floats(n * k), ElementType::kBf16);
+    const Output y(m * n, ElementType::kFloat32);
+    cuda::MatmulArgs args;
+    args.x = x.halves.get();
+    args.w = w.halves.get();
+    args.y = y.elements();
+    args.m = m;
+    args.n = n;
+    args.k = k;
+    if (cuda::Matmul(context, args, {}) != KernelStatus::kOk) {
+      error = name.str() + ": " + cuda::LastError();
+      break;
+    }
+    const std::vector<float> got = y.Get();
+    double difference = 0, norm = 0;
+    for (int64_t r = 0; r < m; ++r) {
+      for (int64_t c = 0; c<n; c += n> 1000 ? 97 : 1) {
+        double sum = 0;
+        for (int64_t i = 0; i < k; ++i) sum += double{x.values[r * k + i]} * w.values[c * k + i];
+        difference += (got[r * n + c] - sum) * (got[r * n + c] - sum);
+        norm += sum * sum;
+      }
+    }
+    if (!(std::sqrt(difference / norm) < 2e-6)) {
+      error = Explain("product", std::sqrt(difference / norm), name.str());
+      break;
+    }
+    const Output gated(m * n / 2, ElementType::kBf16), silu(m * n / 2, ElementType::kBf16);
+    args.gated = true;
+    args.y = gated.elements();
+    const KernelStatus status = cuda::Matmul(context, args, {});
+    if (m > cuda::kMaxFewRows) {
+      if (status != KernelStatus::kUnsupported) error = "a gated product of many rows";
+      continue;
+    }
+    if (status != KernelStatus::kOk ||
+        cuda::SiluGate({y.floats.get()}, m, n / 2, silu.elements(), {}) != KernelStatus::kOk ||
+        !(WorstRowError(gated.Get(), silu.Get(), n / 2) < 4e-3)) {
+      error = "gated, " + name.str() + ": " + cuda::LastError();
+      break;
+    }
+  }
+  cuda::DestroyMatmul(context);
+  return error;
+}
+
 std::string Embed() {
   RandomData random(3);
   for (const ElementType type : kTypes) {
@@ -332,6 +402,7 @@ const std::vector<CudaCheck>& DecodeStepCudaChecks() {
       {"AttentionInputs", AttentionInputShapes},
       {"AddRmsNorm", AddRmsNorm},
       {"SiluGate", SiluGate},
+      {"Products", Products},
       {"Embed", Embed},
       {"ArgMax", ArgMax},
   };

@@ -160,6 +160,29 @@ TEST(PagedAttentionCudaTest, EmptySequences) {
   }
 }
 
+// As bf16, alone and beside fp32; lines of one part and of several.
+TEST(PagedAttentionCudaTest, RoundedOutput) {
+  OSCARKV_SKIP_WITHOUT_GPU();
+  for (const Case& c :
+       {Case{"split", 128, 1, 4, {{333, 5, 7}, {1, 1, 1}}}, Case{"whole", 64, 2, 8, {{2, 1, 64}}},
+        Case{"wide", 128, 2, 16, {{200, 0, 64}, {3, 2, 9}}}}) {
+    SCOPED_TRACE(c.name);
+    const Cache cache(c, 9);
+    OnDevice d(cache);
+    DeviceBuffer<Bf16> rounded(std::vector<Bf16>(d.expected.size(), 0x7fc0));
+    d.args.rounded = rounded.get();
+    PlanAndRun(d);
+    ExpectClose(d, Bound(c));
+    std::vector<Bf16> expected;
+    for (const float v : d.Out()) expected.push_back(ToBf16(v));
+    EXPECT_EQ(rounded.Download(), expected);
+    rounded.Upload(std::vector<Bf16>(expected.size(), 0x7fc0));
+    d.args.out = nullptr;
+    PlanAndRun(d);
+    EXPECT_EQ(rounded.Download(), expected);
+  }
+}
+
 TEST(PagedAttentionCudaTest, EveryLastTokenCount) {
   OSCARKV_SKIP_WITHOUT_GPU();
   for (int tokens = 1; tokens <= 64; ++tokens) {

@@ -250,6 +250,37 @@ TEST_P(CudaRunnerTest, BatchesAgreeWithSequencesAlone) {
   }
 }
 
+// Kernels that start before the ones before them have ended still find what those wrote.
+TEST_P(CudaRunnerTest, EarlyLaunchesChangeNoBit) {
+  constexpr int kPrompt = 450, kSteps = 70;
+  const std::vector<int32_t> prompt = RandomTokens(kPrompt, vocab(), 6);
+  const auto api = OpenCudaLibrary();
+  ASSERT_TRUE(api.ok());
+  std::vector<float> all[2];
+  for (const bool early : {false, true}) {
+    (*api)->SetEarlyLaunches(early);
+    TestPool pool(gpu_->config().kv_shape(), 40, 60);  // a new one: its graphs are captured anew
+    std::vector<SequenceKv> kv;
+    for (int s = 0; s < 5; ++s) {
+      kv.push_back(pool.Sequence(kPrompt + kSteps, coded()));
+      const std::vector<float> logits = Prefill(*gpu_, prompt, 200, &kv.back());
+      all[early].insert(all[early].end(), logits.begin(), logits.end());
+    }
+    // Few rows, and as many as another kernel multiplies.
+    for (const int batch : {1, 2, 5}) {
+      std::vector<float> logits;
+      for (int i = 0; i < kSteps; ++i) {
+        std::vector<DecodeInput> inputs;
+        for (int s = 0; s < batch; ++s) inputs.push_back({(7 * i + s) % 50, kPrompt + i, &kv[s]});
+        ASSERT_TRUE(gpu_->DecodeStep(inputs, &logits).ok());
+        all[early].insert(all[early].end(), logits.begin(), logits.end());
+      }
+    }
+  }
+  (*api)->SetEarlyLaunches(true);
+  EXPECT_TRUE(all[0] == all[1]);
+}
+
 // What comes back to the host is all that another worker needs: it goes on with the same bits.
 TEST_P(CudaRunnerTest, AnotherPoolGoesOnFromTheHostsBytes) {
   constexpr int kPrompt = 500;

@@ -53,6 +53,7 @@ TEST(WorkerOptions, WhatTheTableCannotCheck) {
            {"--model", [](WorkerOptions* o) { o->model.clear(); }},
            {"--nodes", [](WorkerOptions* o) { o->store.nodes.clear(); }},
            {"--device \"gpu\"", [](WorkerOptions* o) { o->device = "gpu"; }},
+           {"--pool-fraction=0.5 needs --device", [](WorkerOptions* o) { o->pool_fraction = 0.5; }},
            {"--deterministic needs --device cpu",
             [](WorkerOptions* o) {
               o->device = "cuda:0";
