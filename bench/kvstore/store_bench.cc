@@ -211,8 +211,8 @@ int Main(int argc, char** argv) {
         w->Put(c);
       }
     }
-    const Result get = Measure(settings, &workers,
-                               [&](Worker* w, int n) { return w->Get(n % settings.chains); });
+    const Result get =
+        Measure(settings, &workers, [&](Worker* w, int n) { return w->Get(n % settings.chains); });
     std::printf(
         "{\"put_bytes_per_second\": %.0f, \"put_cpu_per_gb\": %.4f, \"get_bytes_per_second\": "
         "%.0f, \"get_cpu_per_gb\": %.4f, \"lanes\": \"%s\"}\n",

@@ -184,12 +184,12 @@ class Bench {
   }
   void Fetch(uint64_t n, CallBarrier* barrier) {
     barrier->Add();
-    const bool there = tier_->Fetch(
-        {DigestOfTenant(""), KeyOf(n)}, Time::max(),
-        [barrier](const absl::StatusOr<TierBlock>& block, absl::Span<const uint8_t>) {
-          if (!block.ok()) Die(block.status().ToString());
-          barrier->Done();
-        });
+    const bool there =
+        tier_->Fetch({DigestOfTenant(""), KeyOf(n)}, Time::max(),
+                     [barrier](const absl::StatusOr<TierBlock>& block, absl::Span<const uint8_t>) {
+                       if (!block.ok()) Die(block.status().ToString());
+                       barrier->Done();
+                     });
     if (!there) Die("a block is missing");
   }
   std::vector<double> ReadEach() {
