@@ -144,20 +144,31 @@ WorkerSet::~WorkerSet() {
 
 void WorkerSet::Poll() {
   const Time now = clock_->Now();
-  std::vector<std::pair<size_t, WorkerStub*>> due;
+  struct Question {
+    size_t worker;
+    uint64_t number;
+    WorkerStub* stub;
+  };
+  std::vector<Question> due;
   {
     MutexLock lock(mu_);
     for (size_t i = 0; i < workers_.size(); ++i) {
       Worker& w = workers_[i];
+      if (w.polling && now >= w.answer_due) {
+        SetInfo(&w, absl::DeadlineExceededError("neither answered nor failed in time"));
+      }
       if (w.polling || now < w.next_poll) continue;
       w.polling = true;
       w.next_poll = now + options_.poll_interval;
-      due.emplace_back(i, w.stub);
+      w.answer_due = now + options_.poll_timeout + std::chrono::seconds(1);
+      due.push_back({i, ++w.question, w.stub});
     }
   }
-  for (const auto& [i, stub] : due) {
-    stub->GetInfo(now + options_.poll_timeout,
-                  [this, i = i](absl::StatusOr<WorkerInfo> info) { OnInfo(i, std::move(info)); });
+  for (const Question& q : due) {
+    q.stub->GetInfo(now + options_.poll_timeout,
+                    [this, i = q.worker, number = q.number](absl::StatusOr<WorkerInfo> info) {
+                      OnInfo(i, number, std::move(info));
+                    });
   }
 }
 
@@ -169,9 +180,14 @@ void WorkerSet::WaitForAnswers(Time deadline) const {
   }
 }
 
-void WorkerSet::OnInfo(size_t flat, absl::StatusOr<WorkerInfo> info) {
+void WorkerSet::OnInfo(size_t flat, uint64_t question, absl::StatusOr<WorkerInfo> info) {
   MutexLock lock(mu_);
   Worker& w = workers_[flat];
+  if (w.polling && question == w.question) SetInfo(&w, std::move(info));  // else given up before
+}
+
+void WorkerSet::SetInfo(Worker* worker, absl::StatusOr<WorkerInfo> info) {
+  Worker& w = *worker;
   w.polling = false;
   w.polled = true;
   answered_.NotifyAll();

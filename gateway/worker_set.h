@@ -74,7 +74,9 @@ class WorkerSet {
             const Clock* clock);
   ~WorkerSet();  // waits for calls under way, which it cancels
 
-  // Asks every worker whose last question is poll_interval ago and answered.
+  // Asks every worker whose last question is poll_interval ago and answered. One that is not even
+  // failed a second after its deadline is given up, the worker with it, and asked again: deadlines
+  // of calls depend on more than our clock.
   void Poll();
 
   // Blocks until every worker has answered or failed a poll, or until `deadline`: before a gateway
@@ -109,7 +111,9 @@ class WorkerSet {
     WorkerStub* stub = nullptr;
     WorkerState state;
     bool polling = false;
-    bool polled = false;  // at least once
+    Time answer_due{};      // then the question under way is given up
+    uint64_t question = 0;  // number of the last one
+    bool polled = false;    // at least once
     Time next_poll{};
     uint32_t in_flight = 0;
     uint64_t in_flight_tokens = 0;
@@ -119,7 +123,8 @@ class WorkerSet {
   size_t Flat(WorkerRole role, size_t index) const {
     return role == WorkerRole::kPrefill ? index : prefill_.size() + index;
   }
-  void OnInfo(size_t flat, absl::StatusOr<WorkerInfo> info);
+  void OnInfo(size_t flat, uint64_t question, absl::StatusOr<WorkerInfo> info);
+  void SetInfo(Worker* worker, absl::StatusOr<WorkerInfo> info) REQUIRES(mu_);
   void Judge() REQUIRES(mu_);
   bool HasRole(WorkerRole role) const REQUIRES(mu_);
   void Release(WorkerRole role, size_t index, uint64_t tokens);

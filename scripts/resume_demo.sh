@@ -67,7 +67,7 @@ tail -c +$((before + 1)) "$folder/killed.txt"
 echo; cat "$folder/usage.txt"
 
 echo; echo "== the gateway's log"
-grep -E "resuming|request done.*resumes=[1-9]" "$folder/gateway.log" | cut -d' ' -f2-
+grep -E "failed a request|resuming|request done.*resumes=[1-9]" "$folder/gateway.log" | cut -d' ' -f2-
 echo
 grep -q "resumed 1 times" "$folder/usage.txt" || { echo "the worker that was killed did not decode this answer"; exit 1; }
 cmp "$folder/undisturbed.txt" "$folder/killed.txt"

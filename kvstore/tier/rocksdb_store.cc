@@ -24,6 +24,8 @@ namespace {
 constexpr char kMeta = 'm', kData = 'd';  // first byte of a record's two keys
 constexpr size_t kKeyBytes = 1 + sizeof(TenantDigest) + 32;
 constexpr uint64_t kBlobFileBytes = uint64_t{256} << 20;
+// What dropping a generation writes is less: it may use some of the reserve to make room.
+constexpr uint64_t kReserveShareToDrop = 16;
 
 std::string DiskKey(char part, const TierKey& key) {
   std::string out(1, part);
@@ -53,6 +55,7 @@ rocksdb::DBOptions DbOptions() {
   o.create_if_missing = true;
   o.max_background_jobs = 2;
   o.max_open_files = 512;
+  o.allow_fallocate = false;   // what is free is what can be written
   o.bytes_per_sync = 1 << 20;  // no burst of write-back at the end of a file
   o.keep_log_file_num = 2;
   o.max_log_file_size = 4 << 20;
@@ -86,8 +89,8 @@ class RocksDbStore final : public DiskStore {
 
   RocksDbStore(std::unique_ptr<rocksdb::DB> db, rocksdb::ColumnFamilyHandle* base,
                const std::map<uint64_t, rocksdb::ColumnFamilyHandle*>& found,
-               uint64_t memtable_bytes)
-      : memtable_bytes_(memtable_bytes), db_(std::move(db)), base_(Own(base)) {
+               const RocksDbStoreOptions& options)
+      : options_(options), db_(std::move(db)), base_(Own(base)) {
     for (const auto& [generation, handle] : found) families_[generation] = Own(handle);
   }
   ~RocksDbStore() override {
@@ -100,13 +103,14 @@ class RocksDbStore final : public DiskStore {
   }
 
   absl::StatusOr<uint64_t> NewGeneration() override {
+    RETURN_IF_ERROR(CheckRoom(0, options_.reserve_bytes));
     uint64_t generation = 1;
     {
       MutexLock lock(mu_);
       if (!families_.empty()) generation = families_.rbegin()->first + 1;
     }
     rocksdb::ColumnFamilyHandle* handle = nullptr;
-    RETURN_IF_ERROR(ToAbsl(db_->CreateColumnFamily(GenerationOptions(memtable_bytes_),
+    RETURN_IF_ERROR(ToAbsl(db_->CreateColumnFamily(GenerationOptions(options_.memtable_bytes),
                                                    GenerationName(generation), &handle),
                            "new generation"));
     MutexLock lock(mu_);
@@ -115,6 +119,7 @@ class RocksDbStore final : public DiskStore {
   }
 
   absl::Status DropGeneration(uint64_t generation) override {
+    RETURN_IF_ERROR(CheckRoom(0, options_.reserve_bytes / kReserveShareToDrop));
     ASSIGN_OR_RETURN(const Family family, Find(generation));
     RETURN_IF_ERROR(ToAbsl(db_->DropColumnFamily(family.get()), "drop generation"));
     MutexLock lock(mu_);
@@ -131,6 +136,8 @@ class RocksDbStore final : public DiskStore {
 
   absl::Status Put(uint64_t generation, const TierKey& key, absl::string_view meta,
                    absl::Span<const uint8_t> data) override {
+    const uint64_t bytes = meta.size() + data.size();
+    RETURN_IF_ERROR(CheckRoom(unflushed_ + bytes, options_.reserve_bytes));
     ASSIGN_OR_RETURN(const Family family, Find(generation));
     // One batch of one family: its parts reach the disk together.
     rocksdb::WriteBatch batch;
@@ -139,6 +146,7 @@ class RocksDbStore final : public DiskStore {
     RETURN_IF_ERROR(ToAbsl(batch.Put(family.get(), data_key, data_slice), "write"));
     RETURN_IF_ERROR(
         ToAbsl(batch.Put(family.get(), DiskKey(kMeta, key), {meta.data(), meta.size()}), "write"));
+    unflushed_ += bytes;
     return ToAbsl(db_->Write(Unlogged(), &batch), "write");
   }
 
@@ -171,6 +179,7 @@ class RocksDbStore final : public DiskStore {
   }
 
   absl::Status Flush() override {
+    RETURN_IF_ERROR(CheckRoom(unflushed_, options_.reserve_bytes));
     // Ends a state of failure; without one it does nothing.
     RETURN_IF_ERROR(ToAbsl(db_->Resume(), "resume"));
     std::vector<Family> families;
@@ -181,7 +190,9 @@ class RocksDbStore final : public DiskStore {
     std::vector<rocksdb::ColumnFamilyHandle*> handles;
     for (const Family& family : families) handles.push_back(family.get());
     if (handles.empty()) return absl::OkStatus();
-    return ToAbsl(db_->Flush(rocksdb::FlushOptions(), handles), "flush");
+    RETURN_IF_ERROR(ToAbsl(db_->Flush(rocksdb::FlushOptions(), handles), "flush"));
+    unflushed_ = 0;
+    return absl::OkStatus();
   }
 
   absl::Status ForEach(uint64_t generation, const Visitor& visit) override {
@@ -214,6 +225,19 @@ class RocksDbStore final : public DiskStore {
       db->DestroyColumnFamilyHandle(h);
     });
   }
+  // That `bytes` can be written and `reserve` stays free.
+  absl::Status CheckRoom(uint64_t bytes, uint64_t reserve) const {
+    std::error_code error;
+    const std::filesystem::space_info space = std::filesystem::space(options_.path, error);
+    if (error) {
+      return absl::UnavailableError(
+          absl::StrCat("space of ", options_.path, ": ", error.message()));
+    }
+    if (space.available >= bytes && space.available - bytes >= reserve) return absl::OkStatus();
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the disk of ", options_.path, " has ", static_cast<uint64_t>(space.available),
+                     " bytes free: expected ", bytes, " to write and ", reserve, " in reserve"));
+  }
   absl::StatusOr<Family> Find(uint64_t generation) const {
     MutexLock lock(mu_);
     const auto it = families_.find(generation);
@@ -221,7 +245,8 @@ class RocksDbStore final : public DiskStore {
     return it->second;
   }
 
-  const uint64_t memtable_bytes_;
+  const RocksDbStoreOptions options_;
+  uint64_t unflushed_ = 0;  // bytes put since the last flush, of the thread that puts and flushes
   const std::unique_ptr<rocksdb::DB> db_;
   Family base_;
   mutable Mutex mu_;
@@ -255,8 +280,7 @@ absl::StatusOr<std::unique_ptr<DiskStore>> OpenOnce(const RocksDbStoreOptions& o
       db->DestroyColumnFamilyHandle(handle);
     }
   }
-  return std::make_unique<RocksDbStore>(std::move(db), base, std::move(found),
-                                        options.memtable_bytes);
+  return std::make_unique<RocksDbStore>(std::move(db), base, std::move(found), options);
 }
 
 // An empty folder, or one that RocksDB wrote.

@@ -17,6 +17,9 @@ namespace oscarkv {
 struct RocksDbStoreOptions {
   std::string path;                              // a folder of its own; made if missing
   uint64_t memtable_bytes = uint64_t{64} << 20;  // memory per write buffer; up to three are in use
+  // Free space below which nothing is written (kResourceExhausted): RocksDB 7.8 as Debian builds it
+  // ends the process when its own bookkeeping meets a full disk, so it is not let come to that.
+  uint64_t reserve_bytes = uint64_t{4} << 20;
 };
 
 // kInvalidArgument: the folder holds something else; kFailedPrecondition: another process has it

@@ -71,11 +71,28 @@ class FakeDecode final : public FakeCall {
 template <typename Call>
 class FakeWorker {
  public:
+  using InfoDone = std::function<void(absl::StatusOr<WorkerInfo>)>;
   explicit FakeWorker(WorkerInfo info) : info_(std::move(info)) {}
 
   void SetInfo(absl::StatusOr<WorkerInfo> info) {
     MutexLock lock(mu_);
     info_ = std::move(info);
+  }
+  // Later GetInfo calls neither answer nor fail before the test lets them.
+  void HoldInfo() {
+    MutexLock lock(mu_);
+    hold_info_ = true;
+  }
+  void ReleaseInfo() {
+    std::vector<InfoDone> held;
+    absl::StatusOr<WorkerInfo> info = WorkerInfo();
+    {
+      MutexLock lock(mu_);
+      hold_info_ = false;
+      held.swap(held_info_);
+      info = info_;
+    }
+    for (const InfoDone& done : held) done(info);
   }
   int info_calls() const {
     MutexLock lock(mu_);
@@ -100,10 +117,15 @@ class FakeWorker {
   }
 
  protected:
-  absl::StatusOr<WorkerInfo> Info() {
-    MutexLock lock(mu_);
-    ++info_calls_;
-    return info_;
+  void AnswerInfo(InfoDone done) {
+    absl::StatusOr<WorkerInfo> info = WorkerInfo();
+    {
+      MutexLock lock(mu_);
+      ++info_calls_;
+      if (hold_info_) return held_info_.push_back(std::move(done));
+      info = info_;
+    }
+    done(std::move(info));
   }
   void Add(std::shared_ptr<Call> call) {
     std::function<void(Call&)> answer;
@@ -121,6 +143,8 @@ class FakeWorker {
   mutable CondVar came_;
   absl::StatusOr<WorkerInfo> info_ GUARDED_BY(mu_);
   int info_calls_ GUARDED_BY(mu_) = 0;
+  bool hold_info_ GUARDED_BY(mu_) = false;
+  std::vector<InfoDone> held_info_ GUARDED_BY(mu_);
   std::function<void(Call&)> answer_ GUARDED_BY(mu_);
   std::vector<std::shared_ptr<Call>> calls_ GUARDED_BY(mu_);
 };
@@ -130,7 +154,7 @@ class FakePrefillStub final : public PrefillStub, public FakeWorker<FakePrefill>
   FakePrefillStub(std::string endpoint, WorkerInfo info)
       : FakeWorker(std::move(info)), endpoint_(std::move(endpoint)) {}
   const std::string& endpoint() const override { return endpoint_; }
-  void GetInfo(Time deadline, InfoDone done) override { done(Info()); }
+  void GetInfo(Time deadline, WorkerStub::InfoDone done) override { AnswerInfo(std::move(done)); }
   std::shared_ptr<WorkerCall> Prefill(PrefillCall call, Time deadline, PrefillDone done) override;
 
  private:
@@ -142,7 +166,7 @@ class FakeAttentionStub final : public AttentionStub, public FakeWorker<FakeDeco
   FakeAttentionStub(std::string endpoint, WorkerInfo info)
       : FakeWorker(std::move(info)), endpoint_(std::move(endpoint)) {}
   const std::string& endpoint() const override { return endpoint_; }
-  void GetInfo(Time deadline, InfoDone done) override { done(Info()); }
+  void GetInfo(Time deadline, WorkerStub::InfoDone done) override { AnswerInfo(std::move(done)); }
   std::shared_ptr<WorkerCall> Decode(DecodeCall call, Time deadline, DecodeNext next,
                                      DecodeDone done) override;
 

@@ -223,6 +223,23 @@ TEST_F(WorkerSetTest, UnreachableWorkerComesBack) {
   EXPECT_TRUE(set_->routable());
 }
 
+// As when the wall clock, by which gRPC counts a call's deadline, was set back.
+TEST_F(WorkerSetTest, QuestionThatNeverEndsIsGivenUp) {
+  set_->Poll();
+  prefill_[0]->HoldInfo();
+  for (int i = 0; i < 5; ++i) NextPoll();
+  EXPECT_FALSE(set_->List()[0].status.ok());
+  EXPECT_THAT(set_->Explain(), HasSubstr("neither answered nor failed in time"));
+  EXPECT_EQ(Up("prefill", "p0"), 0);
+  EXPECT_EQ(Up("prefill", "p1"), 1);
+  EXPECT_EQ(prefill_[0]->info_calls(), 3);  // asked again
+  prefill_[0]->ReleaseInfo();               // two answers: of the one given up, and the last
+  EXPECT_EQ(Up("prefill", "p0"), 1);
+  NextPoll();
+  EXPECT_EQ(Up("prefill", "p0"), 1);
+  EXPECT_EQ(prefill_[0]->info_calls(), 4);
+}
+
 TEST_F(WorkerSetTest, FailedCallTakesAWorkerOutOnlyWhenItCannotBeReached) {
   set_->Poll();
   set_->ReportFailure(WorkerRole::kPrefill, 0, absl::ResourceExhaustedError("full"));

@@ -242,7 +242,7 @@ TEST_F(RocksDbStoreTest, AFullFileSystemCostsBlocksOnly) {
   const fs::path mounted = folder_ / "full";
   fs::create_directory(mounted);
   if (mount("tmpfs", mounted.c_str(), "tmpfs", 0, "size=12m") != 0)
-    GTEST_SKIP() << "cannot mount a tmpfs here; SsdTierTest.AFullDiskCostsTheOldest stands for it";
+    GTEST_SKIP() << "cannot mount a tmpfs here; NothingIsWrittenIntoTheReserve stands for it";
   ASSERT_TRUE(Start(mounted / "tier").ok());  // with a capacity that the disk does not have
   int offered = 0;
   while (tier_->stats().writable && offered < 1000) {
@@ -271,6 +271,74 @@ TEST_F(RocksDbStoreTest, AFullFileSystemCostsBlocksOnly) {
     }
   }
   EXPECT_GT(found, 0);
+  tier_.reset();
+  EXPECT_EQ(umount(mounted.c_str()), 0);
+}
+
+// RocksDB must not be let write: it would end the process if its manifest did not fit.
+TEST_F(RocksDbStoreTest, NothingIsWrittenIntoTheReserve) {
+  const std::string folder = (folder_ / "tier").string();
+  const std::string bytes = Bytes(Key(1), kBlock);
+  const absl::Span<const uint8_t> data(reinterpret_cast<const uint8_t*>(bytes.data()),
+                                       bytes.size());
+  {
+    auto store = OpenRocksDbStore({folder, 1 << 20});
+    ASSERT_TRUE(store.ok()) << store.status();
+    const auto generation = (*store)->NewGeneration();
+    ASSERT_TRUE(generation.ok());
+    ASSERT_TRUE((*store)->Put(*generation, TierKeyOf(1), "meta", data).ok());
+    ASSERT_TRUE((*store)->Flush().ok());
+  }
+  // A reserve that no disk has.
+  auto store = OpenRocksDbStore({folder, 1 << 20, uint64_t{1} << 60});
+  ASSERT_TRUE(store.ok()) << store.status();
+  ASSERT_THAT((*store)->Generations(), testing::SizeIs(1));
+  const uint64_t generation = (*store)->Generations()[0];
+  const absl::Status put = (*store)->Put(generation, TierKeyOf(2), "meta", data);
+  EXPECT_TRUE(absl::IsResourceExhausted(put)) << put;
+  EXPECT_THAT(std::string(put.message()), testing::HasSubstr("in reserve"));
+  EXPECT_TRUE(absl::IsResourceExhausted((*store)->NewGeneration().status()));
+  EXPECT_TRUE(absl::IsResourceExhausted((*store)->DropGeneration(generation)));
+  EXPECT_TRUE(absl::IsResourceExhausted((*store)->Flush()));
+  const auto record = (*store)->Get(generation, TierKeyOf(1));
+  ASSERT_TRUE(record.ok()) << record.status();
+  EXPECT_TRUE(std::equal(data.begin(), data.end(), record->data.begin(), record->data.end()));
+}
+
+// What chaos found: the node died when somebody else filled its disk.
+TEST_F(RocksDbStoreTest, ADiskThatSomebodyElseFillsEndsNothing) {
+  const fs::path mounted = folder_ / "full";
+  fs::create_directory(mounted);
+  if (mount("tmpfs", mounted.c_str(), "tmpfs", 0, "size=48m") != 0)
+    GTEST_SKIP() << "cannot mount a tmpfs here; NothingIsWrittenIntoTheReserve stands for it";
+  options_.capacity = 16 << 20;  // generations come and go, so that the manifest is written
+  ASSERT_TRUE(Start(mounted / "tier").ok());
+  int offered = 0;
+  const auto offer = [&](int blocks) {
+    for (int i = 0; i < blocks; ++i) {
+      clock_.Advance(options_.pause_after_error);
+      Offer(tier_.get(), offered++, kBlock);
+      tier_->WaitIdle();
+    }
+  };
+  for (int round = 0; round < 3; ++round) {
+    offer(150);
+    ASSERT_TRUE(tier_->stats().writable);
+    {
+      std::ofstream ballast(mounted / "ballast", std::ios::binary);
+      const std::string chunk(1 << 16, 'x');
+      while (ballast.write(chunk.data(), static_cast<std::streamsize>(chunk.size())).flush()) {
+      }
+    }
+    const uint64_t before = tier_->stats().demoted_blocks;
+    offer(30);
+    EXPECT_FALSE(tier_->stats().writable);
+    EXPECT_EQ(tier_->stats().demoted_blocks, before);
+    fs::remove(mounted / "ballast");
+    offer(10);
+    EXPECT_TRUE(tier_->stats().writable) << "it did not come back";
+    EXPECT_GT(tier_->stats().demoted_blocks, before);
+  }
   tier_.reset();
   EXPECT_EQ(umount(mounted.c_str()), 0);
 }
