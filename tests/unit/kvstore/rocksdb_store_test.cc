@@ -305,43 +305,5 @@ TEST_F(RocksDbStoreTest, NothingIsWrittenIntoTheReserve) {
   EXPECT_TRUE(std::equal(data.begin(), data.end(), record->data.begin(), record->data.end()));
 }
 
-// What chaos found: the node died when somebody else filled its disk.
-TEST_F(RocksDbStoreTest, ADiskThatSomebodyElseFillsEndsNothing) {
-  const fs::path mounted = folder_ / "full";
-  fs::create_directory(mounted);
-  if (mount("tmpfs", mounted.c_str(), "tmpfs", 0, "size=48m") != 0)
-    GTEST_SKIP() << "cannot mount a tmpfs here; NothingIsWrittenIntoTheReserve stands for it";
-  options_.capacity = 16 << 20;  // generations come and go, so that the manifest is written
-  ASSERT_TRUE(Start(mounted / "tier").ok());
-  int offered = 0;
-  const auto offer = [&](int blocks) {
-    for (int i = 0; i < blocks; ++i) {
-      clock_.Advance(options_.pause_after_error);
-      Offer(tier_.get(), offered++, kBlock);
-      tier_->WaitIdle();
-    }
-  };
-  for (int round = 0; round < 3; ++round) {
-    offer(150);
-    ASSERT_TRUE(tier_->stats().writable);
-    {
-      std::ofstream ballast(mounted / "ballast", std::ios::binary);
-      const std::string chunk(1 << 16, 'x');
-      while (ballast.write(chunk.data(), static_cast<std::streamsize>(chunk.size())).flush()) {
-      }
-    }
-    const uint64_t before = tier_->stats().demoted_blocks;
-    offer(30);
-    EXPECT_FALSE(tier_->stats().writable);
-    EXPECT_EQ(tier_->stats().demoted_blocks, before);
-    fs::remove(mounted / "ballast");
-    offer(10);
-    EXPECT_TRUE(tier_->stats().writable) << "it did not come back";
-    EXPECT_GT(tier_->stats().demoted_blocks, before);
-  }
-  tier_.reset();
-  EXPECT_EQ(umount(mounted.c_str()), 0);
-}
-
 }  // namespace
 }  // namespace oscarkv
