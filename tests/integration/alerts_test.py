@@ -1,0 +1,173 @@
+"""Alert rules provoked for real: a cluster is brought into the trouble that a rule is for, until the real Prometheus says "firing".
+
+The rules are the deployed ones but for their waiting times (`for`). dashboards_test.py provokes OscarkvTargetDown, OscarkvNoUsableWorker,
+OscarkvStoreNodeUnreachable and OscarkvGatewayAbsent. Minutes: labelled slow. Prints a table of what was done and what fired after how long.
+"""
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from pathlib import Path
+
+from cluster import ROOT, Cluster, words
+from dashboards_test import Prometheus
+
+sys.path.insert(0, str(ROOT / "tests/chaos"))
+from faults import flip_blocks  # noqa: E402
+
+SEEN = []  # (alert, how, seconds)
+
+
+class NoCommonLane(Cluster):
+    """Workers on other lanes than the KV nodes."""
+
+    def start(self, role, args):
+        args = list(args)
+        if "--ucx-lanes" in args:
+            args[args.index("--ucx-lanes") + 1] = "shm" if role.startswith("kvstore") else "tcp"
+        return super().start(role, args)
+
+
+@unittest.skipIf(shutil.which("prometheus") is None, "prometheus is not installed (./test installs it)")
+class Alerts(unittest.TestCase):
+    @classmethod
+    def tearDownClass(cls):
+        print("\n| alert | provoked by | firing after |\n|---|---|---|")
+        for alert, how, seconds in sorted(SEEN):
+            print(f"| {alert} | {how} | {seconds:.0f} s |")
+
+    def start(self, cluster_class=Cluster, more=(), **options):
+        """A cluster, and `more` roles, scraped twice, with no alert yet."""
+        self.cluster = cluster_class(**options)
+        self.addCleanup(self.cluster.stop)
+        for role, args in more:
+            self.cluster.start(role, args)
+        self.prometheus = Prometheus(self.cluster.roles)
+        self.addCleanup(self.prometheus.stop)
+        self.cluster.wait_for("every target was scraped twice", lambda: self.prometheus.series(
+            "min(count_over_time(up[1m]))") and self.prometheus.series("min(count_over_time(up[1m]))")[0][1] >= 2, 60)
+        return self.cluster
+
+    def expect(self, how, *alerts, timeout=60, meanwhile=lambda: None):
+        begin, left = time.monotonic(), set(alerts)
+
+        def all_fired():
+            meanwhile()
+            for alert in left & self.prometheus.firing():
+                SEEN.append((alert, how, time.monotonic() - begin))
+                left.discard(alert)
+            return not left
+        self.cluster.wait_for(f"{left} fire", all_fired, timeout)
+
+    def ask(self, count=1, length=900, at=0, **options):
+        for i in range(count):
+            self.cluster.generate(words(length, at + 500 * i), "--max-tokens", options.get("tokens", 2))
+
+    def long_answers(self, count, tokens=20000, length=60):
+        processes = [self.cluster.generate_process(words(length, 100 * i), "--max-tokens", tokens, "--ignore-eos") for i in range(count)]
+
+        def end():
+            for p in processes:
+                p.kill()
+                p.communicate()
+        self.addCleanup(end)
+        return processes
+
+    @unittest.skipUnless(os.geteuid() == 0, "writes into another process's memory")
+    def test_corrupt_memory_and_a_lost_store(self):
+        c = self.start()
+        self.assertEqual(self.prometheus.firing(), set())
+        self.ask(tokens=8)
+        self.assertGreater(flip_blocks(c["kvstore-0"].process.pid), 10)
+        self.ask(tokens=8)
+        self.expect("bits flipped in the blocks of a KV node, from outside; asked again", "OscarkvCorruptBlocks")
+        c["kvstore-0"].kill()
+        self.ask(count=5, length=1600, at=9000)
+        self.expect("the only KV node killed, five prompts", "OscarkvBlocksNotStored")
+
+    def test_answers_that_fail(self):
+        c = self.start()
+        answers = self.long_answers(8)
+        c.wait_for("all decode", lambda: c["attention-0"].metric("oscarkv_attention_running_sequences") == 8)
+        c["attention-0"].kill()
+        for p in answers:
+            p.communicate()
+        self.expect("the only attention worker killed with eight answers under way", "OscarkvErrors", "OscarkvWorkerFails")
+
+    def test_too_many_requests(self):
+        # One decodes, one waits for it at the attention worker, one waits at the gateway, the others are refused.
+        c = self.start(attention_args=["--max-batch", "1"], gateway_args=["--max-running", "2", "--max-waiting", "1"])
+        answers = self.long_answers(2)
+        c.wait_for("both run", lambda: c["gateway"].metric("oscarkv_gateway_running_requests") == 2)
+        third, = self.long_answers(1, tokens=2)
+        c.wait_for("one waits", lambda: c["gateway"].metric("oscarkv_gateway_waiting_requests") == 1)
+        self.expect("more requests than may run and wait", "OscarkvRefusals",
+                    meanwhile=lambda: self.long_answers(1)[0].communicate())
+        self.expect("a request that waits behind long answers, at the gateway and at an attention worker with --max-batch 1",
+                    "OscarkvQueueAge", "OscarkvAttentionQueueAge", timeout=90)
+        for p in answers:
+            p.kill()
+        third.communicate(timeout=60)
+        self.expect("the same, when its first token came", "OscarkvSlowFirstToken")
+
+    def test_slow_tokens(self):
+        c = self.start()
+        self.ask()
+        c["attention-0"].send(signal.SIGSTOP)
+        answer, = self.long_answers(1, tokens=4)
+        c.wait_for("it has been prefilled", lambda: c["prefill-0"].metric("oscarkv_prefill_requests_total", code="OK") == 2)
+        time.sleep(5)  # what is provoked is a delay
+        c["attention-0"].send(signal.SIGCONT)
+        answer.communicate(timeout=60)
+        self.expect("an attention worker stopped for 5 s before the second of four tokens", "OscarkvSlowTokens")
+
+    def test_too_little_memory(self):
+        c = self.start(capacity="8MiB", kvstore_args=["--slab", "1MiB"])
+        self.ask(count=6)
+        self.expect("prompts of thrice the store's size, one after the other", "OscarkvShortCacheLife")
+        reader = subprocess.Popen([os.environ["OSCARKV_PINNED_READER"], c["kvstore-0"].address, "80", "65536"], stdin=subprocess.PIPE,
+                                  stdout=subprocess.PIPE, text=True)
+        self.addCleanup(reader.communicate)
+        self.assertEqual(reader.stdout.readline(), "pinned\n")
+        numbers = iter(range(1000))
+        self.expect("a reader that pins 80 blocks of 64 KiB in 8 MiB", "OscarkvPinnedMemory", "OscarkvPutsRefused",
+                    meanwhile=lambda: self.ask(at=20 * next(numbers)))
+
+    def test_preemptions(self):
+        self.start(attention_args=["--page-pool", "3MiB"])
+        self.long_answers(8, tokens=1500, length=300)
+        self.expect("eight growing answers in a page pool of 3 MiB", "OscarkvPreemptions", timeout=120)
+
+    def test_profiles_that_differ(self):
+        c = self.start(prefills=2)  # the second one is restarted below with another profile, and serves its metrics where it did
+        other = c["prefill-1"]
+        other.terminate()
+        other.args[other.args.index("--profile") + 1] = "bf16"
+        other.args += ["--metrics-listen", f"127.0.0.1:{other.metrics_port}"]
+        c.restart("prefill-1")
+        self.expect("one of two prefill workers restarted with --profile bf16", "OscarkvProfilesDiffer")
+
+    def test_lanes(self):
+        self.start(NoCommonLane)
+        self.expect("KV nodes with --ucx-lanes shm, workers with tcp", "OscarkvDataPathDegraded")
+
+    @unittest.skipUnless(os.geteuid() == 0, "mounts a small file system")
+    def test_a_full_disk(self):
+        with tempfile.TemporaryDirectory(prefix="oscarkv-ssd-") as folder:
+            if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", folder], check=False).returncode != 0:
+                self.skipTest("may not mount")
+            self.addCleanup(lambda: subprocess.run(["umount", folder], check=False))
+            self.start(capacity="8MiB", kvstore_args=["--ssd-path", str(Path(folder) / "tier"), "--ssd-capacity", "256MiB",
+                                                      "--ssd-admission", "always", "--slab", "1MiB"])
+            numbers = iter(range(1000))
+            self.expect("a disk that is full before --ssd-capacity is used", "OscarkvSsdErrors",
+                        meanwhile=lambda: self.ask(at=300 * next(numbers)), timeout=90)
+            self.doCleanups()
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
