@@ -29,6 +29,11 @@ TransportMetrics::TransportMetrics(MetricRegistry* registry) {
   MetricFamily& malformed =
       registry->AddCounter("oscarkv_transport_malformed_messages_total",
                            "Messages of peers that were dropped as malformed, by lane", {"lane"});
+  MetricFamily& refused = registry->AddCounter(
+      "oscarkv_transport_refused_total",
+      "What peers were refused over active messages: hello (a connection of nobody known, or whose "
+      "session has ended), access (bytes that its session may not touch), by lane",
+      {"lane", "what"});
   degraded_ = &registry
                    ->AddCounter("oscarkv_transport_degraded_connections_total",
                                 "Connections that fell back to a slower lane than both sides have "
@@ -45,6 +50,8 @@ TransportMetrics::TransportMetrics(MetricRegistry* registry) {
     lane.transfers = &transfers.With({name});
     lane.peers = &peers.With({name});
     lane.malformed = &malformed.With({name});
+    lane.refused_hello = &refused.With({name, "hello"});
+    lane.refused_access = &refused.With({name, "access"});
     lane.seconds = &seconds.HistogramWith({name});
     lane.errors = &errors;
   }

@@ -24,6 +24,8 @@ class TransportMetrics {
     Metric* transfers;
     Metric* peers;
     Metric* malformed;
+    Metric* refused_hello;
+    Metric* refused_access;
     Histogram* seconds;
     MetricFamily* errors;
     std::string name;

@@ -105,11 +105,20 @@ class Peer {
   virtual void Close() = 0;
 };
 
+class AccessGate;
+
 class Transport {
  public:
   virtual ~Transport() = default;
   // Opaque address for Connect by others, at most 4 KiB.
   virtual std::string Address() const = 0;
+  // With a gate (transport/access_gate.h), connections over active messages are taken only from who
+  // has an address of AddressFor, as long as the gate welcomes its subject, and the gate is asked
+  // at each access. Null: no such connection any more. Blocks until the former gate is no longer in
+  // use. The in-process transport asks nobody.
+  virtual void SetGate(AccessGate* gate) = 0;
+  // As Address, for one subject; good for several connections. kResourceExhausted: too many.
+  virtual absl::StatusOr<std::string> AddressFor(uint64_t subject) = 0;
   // Zeroed, page-aligned memory that peers can reach one-sidedly where the lane allows.
   // `huge_pages`: ask for them.
   virtual absl::StatusOr<std::unique_ptr<MemoryRegion>> Allocate(uint64_t bytes,

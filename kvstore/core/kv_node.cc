@@ -153,7 +153,7 @@ void KvNode::EndSession(Session* session, bool drained) {
     MutexLock lock(session->mu);
     if (session->closed) return;
     session->closed = true;
-    for (const auto& [id, pin] : session->pins) index_.Unpin(pin.block);
+    for (const auto& [id, pin] : session->pins) Unpin(session, pin);
     session->pins.clear();
     for (auto it = session->reservations.begin(); it != session->reservations.end();) {
       // One that is being committed belongs to its PutEnd, which ends it either way.
@@ -248,6 +248,7 @@ absl::Status KvNode::PinOne(Session* session, const BlockKey& key, uint32_t epoc
   if (block == nullptr) return absl::NotFoundError("not stored");
   const uint64_t id = session->next_pin++;
   session->pins[id] = {block, block->extent.generation, expires};
+  if (options_.grants) session->readable.Add(block->extent.offset, block->size);
   *location = {id, block->extent.offset, block->size, block->extent.generation, *block->slices};
   return absl::OkStatus();
 }
@@ -287,10 +288,24 @@ absl::Status KvNode::Handle(const kv::ReleaseRequest& request, kv::ReleaseRespon
       response->statuses[i] = PinGone();
       continue;
     }
-    index_.Unpin(it->second.block);
+    Unpin(session.get(), it->second);
     session->pins.erase(it);
   }
   return absl::OkStatus();
+}
+
+void KvNode::Unpin(Session* session, const Pin& pin) {
+  if (options_.grants) session->readable.Remove(pin.block->extent.offset);
+  index_.Unpin(pin.block);
+}
+
+bool KvNode::MayTouch(uint64_t session_id, bool write, uint64_t offset, uint64_t length) {
+  const auto found = FindSession(session_id);
+  if (!found.ok()) return false;
+  const std::shared_ptr<Session>& session = *found;
+  MutexLock lock(session->mu);
+  if (session->closed) return false;
+  return (write ? session->writable : session->readable).Covers(offset, length);
 }
 
 absl::Status KvNode::ReadPinned(uint64_t session_id, const kv::ReadPiece& piece, uint8_t* out) {
@@ -389,7 +404,7 @@ void KvNode::ExpireInside(Session* session, Time now) {
         ++it;
         continue;
       }
-      index_.Unpin(it->second.block);
+      Unpin(session, it->second);
       session->pins.erase(it++);
       ++pins;
     }

@@ -63,6 +63,7 @@ struct KvNodeOptions {
   Duration put_ttl = std::chrono::seconds(60);
   Duration tier_wait = std::chrono::seconds(2);  // longest time that a get waits for the tier
   bool verify_on_put = true;                     // PutEnd checks the CRCs of the bytes that arrived
+  bool grants = false;                           // MayTouch can be asked
   uint64_t seed = 0;                             // of session ids and of the incarnation
   // Handed out by OpenSession.
   std::string transport_name, transport_address, exported_arena;
@@ -113,6 +114,10 @@ class KvNode {
   absl::Status WriteReserved(uint64_t session_id, const kv::WriteChunk& chunk,
                              absl::Span<const uint8_t> data);
 
+  // The data path asks before each access, if options.grants: whether the session has pinned, resp.
+  // reserved and not committed, the block that these bytes of the arena belong to.
+  bool MayTouch(uint64_t session_id, bool write, uint64_t offset, uint64_t length);
+
   // Expires sessions, pins, reservations and blocks, frees quarantine, evicts down to the low
   // watermark, sets the gauges. Call it every 100 ms or so, from one thread.
   void Tick();
@@ -138,6 +143,8 @@ class KvNode {
   Duration PinTtl(Duration wanted) const;
   void SetGauges(Time now);
 
+  // Of a pin that the caller takes out of the table.
+  void Unpin(Session* session, const Pin& pin) REQUIRES(session->mu);
   // Pins a block that is in memory. kNotFound.
   absl::Status PinOne(Session* session, const BlockKey& key, uint32_t epoch, Time now, Time expires,
                       kv::BlockLocation* location) REQUIRES(session->mu);

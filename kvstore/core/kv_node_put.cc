@@ -118,6 +118,7 @@ void KvNode::StartRun(Session* session, const kv::PutStartRequest& request,
     session->started[{item.key, request.put_id}] = extent->generation;
     session->reservations[extent->generation] = {item, request.put_id,         *extent, charged,
                                                  now,  now + options_.put_ttl, false};
+    if (options_.grants) session->writable.Add(extent->offset, item.size);
     response->offsets[fresh[k]] = extent->offset;
     response->generations[fresh[k]] = extent->generation;
   }
@@ -253,6 +254,8 @@ absl::Status KvNode::EndOne(Session* session, const kv::PutEndItem& item, Time n
     if (it->second.committing)
       return absl::UnavailableError("another PutEnd of this block is under way: try again");
     it->second.committing = true;
+    // What is checked now must not change any more.
+    if (options_.grants) session->writable.Remove(it->second.extent.offset);
     reservation = it->second;
   }
   bool consumed = false;
@@ -268,6 +271,7 @@ absl::Status KvNode::EndOne(Session* session, const kv::PutEndItem& item, Time n
     session->reservations.erase(it);
   } else {
     it->second.committing = false;  // the writer may correct it, or revoke
+    if (options_.grants) session->writable.Add(reservation.extent.offset, reservation.item.size);
   }
   return status;
 }
@@ -363,6 +367,7 @@ void KvNode::Forget(Session* session, const Reservation& r) {
 
 void KvNode::Abandon(Session* session, const Reservation& r, bool drained) {
   Forget(session, r);
+  if (options_.grants && !r.committing) session->writable.Remove(r.extent.offset);
   index_.Unexpect(session->Own(r.item.parent));
   if (drained) return FreeExtent(r.extent, session->tenant, r.charged);
   MutexLock lock(quarantine_mu_);

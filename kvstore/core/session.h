@@ -6,6 +6,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "common/mutex.h"
+#include "kvstore/core/access_map.h"
 #include "kvstore/core/block.h"
 
 namespace oscarkv {
@@ -46,6 +47,9 @@ struct Session {
   absl::flat_hash_map<std::pair<BlockKey, uint64_t>, uint64_t> started
       GUARDED_BY(mu);  // (key, put id) -> generation
   absl::flat_hash_map<uint64_t, Pin> pins GUARDED_BY(mu);
+  // With KvNodeOptions::grants: the memory of the pins, and of the reservations that no PutEnd is
+  // checking.
+  AccessMap readable GUARDED_BY(mu), writable GUARDED_BY(mu);
 };
 
 }  // namespace oscarkv

@@ -20,6 +20,7 @@
 #include "kvstore/server/kvstore_service.h"
 #include "kvstore/tier/rocksdb_store.h"
 #include "kvstore/tier/ssd_tier.h"
+#include "transport/access_gate.h"
 
 namespace oscarkv {
 namespace {
@@ -117,6 +118,7 @@ absl::StatusOr<KvNodeOptions> NodeOptions(const KvStoreServerOptions& o) {
   n.put_ttl = o.put_ttl;
   n.verify_on_put = o.verify_on_put;
   n.tier_wait = o.ssd_wait;
+  n.grants = o.data_access == "granted";
   n.seed = RandomSeed();
   return n;
 }
@@ -143,17 +145,39 @@ absl::StatusOr<std::unique_ptr<Tier>> OpenTier(const KvStoreServerOptions& o,
   return SsdTier::Create(tier, *std::move(store), SteadyClock::Get(), metrics);
 }
 
+// The sessions of the node are the subjects of the data path.
+class NodeGate final : public AccessGate {
+ public:
+  NodeGate(KvNode* node, bool grants) : node_(node), grants_(grants) {}
+  bool Welcome(uint64_t session) override { return node_->TenantOf(session).has_value(); }
+  bool Allowed(uint64_t session, bool write, uint64_t offset, uint64_t length) override {
+    return !grants_ || node_->MayTouch(session, write, offset, length);
+  }
+
+ private:
+  KvNode* const node_;
+  const bool grants_;
+};
+
 }  // namespace
 
 // Destroyed from the last member to the first: no call, no tick reaches what is gone.
 struct KvStoreServer::Impl {
+  ~Impl() { CloseGate(); }
+  void CloseGate() {
+    if (gate != nullptr) transport->SetGate(nullptr);
+    gate.reset();
+  }
+
   std::unique_ptr<Transport> owned_transport;
+  Transport* transport = nullptr;
   std::unique_ptr<KvNodeMetrics> metrics;
   std::unique_ptr<MemoryRegion> region;  // one of these two is the arena
   std::unique_ptr<HostArena> host_arena;
   std::unique_ptr<KvTierMetrics> tier_metrics;
   std::unique_ptr<Tier> tier;  // null: only memory
   std::unique_ptr<KvNode> node;
+  std::unique_ptr<NodeGate> gate;  // null without a transport
   std::unique_ptr<rpc::Guard> guard;
   std::unique_ptr<KvStoreService> service;
   std::unique_ptr<Ticker> ticker;
@@ -181,12 +205,12 @@ void KvStoreServer::Impl::Register(const KvStoreServerOptions& options,
                       ? options.weight
                       : std::max(1e-3, static_cast<double>(options.capacity) / (1 << 30));
   member.incarnation = node->incarnation();
-  member.transport_address = node_options.transport_address;
   const auto report = [this, name = node_options.name](bool registered) {
     if (metrics != nullptr) metrics->registered.With({name}).Set(registered);
   };
   report(false);
-  registration = std::make_unique<EtcdRegistration>(etcd, member, MakeEtcdStub, report);
+  registration =
+      std::make_unique<EtcdRegistration>(etcd, member, EtcdStubs(options.etcd_access), report);
 }
 
 // Clients stop writing here, puts under way end, then the record goes: all within kLeaveBound.
@@ -216,7 +240,8 @@ absl::StatusOr<std::unique_ptr<KvStoreServer>> KvStoreServer::Start(
     const KvStoreServerOptions& options, MetricRegistry* registry) {
   if (options.data_path != "ucx") return Start(options, nullptr, nullptr, registry);
   UcxOptions ucx;
-  ucx.lanes = options.ucx_lanes;
+  // Nobody asks at an access by shared memory or RDMA.
+  ucx.lanes = options.data_access == "granted" ? "tcp" : options.ucx_lanes;
   ucx.devices = options.ucx_devices;
   ASSIGN_OR_RETURN(std::unique_ptr<Transport> transport, CreateUcxTransport(ucx, registry));
   Transport* const used = transport.get();
@@ -256,9 +281,14 @@ absl::StatusOr<std::unique_ptr<KvStoreServer>> KvStoreServer::Start(
   impl->node =
       std::make_unique<KvNode>(node_options, arena, SteadyClock::Get(), impl->metrics.get(),
                                impl->tier.get(), impl->tier_metrics.get());
+  if (transport != nullptr) {
+    impl->transport = transport;
+    impl->gate = std::make_unique<NodeGate>(impl->node.get(), node_options.grants);
+    transport->SetGate(impl->gate.get());
+  }
   ASSIGN_OR_RETURN(impl->guard, rpc::Guard::Create(options.security, registry));
-  impl->service =
-      std::make_unique<KvStoreService>(impl->node.get(), impl->metrics.get(), impl->guard.get());
+  impl->service = std::make_unique<KvStoreService>(impl->node.get(), impl->metrics.get(),
+                                                   impl->guard.get(), transport);
   impl->ticker = std::make_unique<Ticker>(impl->node.get());
 
   rpc::ServerSettings settings;
@@ -283,6 +313,7 @@ void KvStoreServer::Shutdown() {
   impl_->server.reset();
   impl_->ticker.reset();
   impl_->service.reset();
+  impl_->CloseGate();
   if (impl_->tier != nullptr) impl_->tier->Shutdown(SteadyClock::Get()->Now() + kWriteQueueFor);
   impl_->node.reset();
   impl_->tier.reset();

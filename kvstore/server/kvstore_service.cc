@@ -10,6 +10,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "common/rpc/status.h"
+#include "common/status_macros.h"
 #include "kvstore/adapter.h"
 
 namespace oscarkv {
@@ -75,6 +76,13 @@ void HideTransport(kv::OpenSessionResponse* answer) {
   answer->transport_address.clear();
   answer->exported_arena.clear();
   answer->transport_name.clear();
+}
+
+// Each session its own address: with the session its connections end, and each access is the
+// session's.
+absl::Status GiveAddress(Transport* transport, kv::OpenSessionResponse* answer) {
+  ASSIGN_OR_RETURN(answer->transport_address, transport->AddressFor(answer->session_id));
+  return absl::OkStatus();
 }
 
 // Sends pieces of pinned blocks in chunks.
@@ -198,7 +206,11 @@ grpc::ServerUnaryReactor* KvStoreService::Unary(absl::string_view call,
   if (status.ok()) status = caller.CheckRequest(*node_, &native);
   if (status.ok()) status = node_->Handle(native, &answer);
   if constexpr (std::is_same_v<Native, kv::OpenSessionRequest>) {
-    if (status.ok() && !caller.in_cluster()) HideTransport(&answer);
+    if (status.ok() && !caller.in_cluster()) {
+      HideTransport(&answer);
+    } else if (status.ok() && transport_ != nullptr) {
+      status = GiveAddress(transport_, &answer);
+    }
   }
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   Reply(call, status, answer, started, response, reactor);

@@ -9,15 +9,18 @@
 #include "kvstore/core/kv_node.h"
 #include "kvstore/metrics.h"
 #include "oscarkv/v1/kvstore.grpc.pb.h"
+#include "transport/transport.h"
 
 namespace oscarkv {
 
 // Thread-safe.
 class KvStoreService final : public v1::KvStoreService::CallbackService {
  public:
-  // All outlive the service; `metrics` and `guard` may be null: everybody may call then.
-  KvStoreService(KvNode* node, KvNodeMetrics* metrics, const rpc::Guard* guard)
-      : node_(node), metrics_(metrics), guard_(guard) {}
+  // All outlive the service; `metrics`, `guard` (everybody may call then) and `transport` (sessions
+  // get the address in the node's options) may be null.
+  KvStoreService(KvNode* node, KvNodeMetrics* metrics, const rpc::Guard* guard,
+                 Transport* transport)
+      : node_(node), metrics_(metrics), guard_(guard), transport_(transport) {}
 
 #define OSCARKV_HANDLER(Name)                                                                    \
   grpc::ServerUnaryReactor* Name(grpc::CallbackServerContext* context,                           \
@@ -55,6 +58,7 @@ class KvStoreService final : public v1::KvStoreService::CallbackService {
   KvNode* const node_;
   KvNodeMetrics* const metrics_;
   const rpc::Guard* const guard_;
+  Transport* const transport_;
 };
 
 }  // namespace oscarkv

@@ -66,7 +66,12 @@ void AddOptions(OptionTable* table, KvStoreServerOptions* o) {
                    "Lanes of the ucx data path: auto, shm, tcp, rdma, or a list as in UCX_TLS");
   table->AddString("ucx-devices", &o->ucx_devices, "LIST",
                    "Devices of the ucx data path, as in UCX_NET_DEVICES; empty: all");
-  AddEtcdOptions(table, &o->etcd, &o->etcd_prefix);
+  table->AddChoice(
+      "data-access", &o->data_access, {"arena", "granted"},
+      "What a worker may touch over the ucx data path: all blocks, or only those that its session "
+      "has pinned or reserved, asked at each access; granted: the node offers no other lane than "
+      "tcp, as shared memory and RDMA ask nobody");
+  AddEtcdOptions(table, &o->etcd, &o->etcd_prefix, &o->etcd_access);
   table->AddString("advertise", &o->advertise, "HOST:PORT",
                    "With --etcd: how clients reach this node; empty: the listen address");
   table->AddString(
@@ -110,7 +115,12 @@ absl::Status CheckOptions(const KvStoreServerOptions& o) {
     return absl::InvalidArgumentError(absl::StrCat(
         "--slab=", o.slab_bytes, ": expected 0 or a multiple of 4096 up to --capacity"));
   }
-  RETURN_IF_ERROR(CheckEtcdOptions(o.etcd, o.etcd_prefix));
+  if (o.data_access == "granted" && o.ucx_lanes != "auto" && o.ucx_lanes != "tcp") {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--ucx-lanes=", o.ucx_lanes,
+        " with --data-access=granted: expected auto or tcp, other lanes cannot be checked"));
+  }
+  RETURN_IF_ERROR(CheckEtcdOptions(o.etcd, o.etcd_prefix, o.etcd_access));
   const std::string& advertised = o.advertise.empty() ? o.listen : o.advertise;
   if (!o.etcd.empty() &&
       (absl::StartsWith(advertised, "0.0.0.0:") || absl::StartsWith(advertised, "[::]:") ||

@@ -8,6 +8,7 @@
 #include "common/auth/security_options.h"
 #include "common/clock.h"
 #include "common/options.h"
+#include "kvstore/etcd_access.h"
 
 namespace oscarkv {
 
@@ -33,11 +34,13 @@ struct KvStoreServerOptions {
   uint64_t ssd_queue = uint64_t{128} << 20;
   uint64_t ssd_scrub_rate = uint64_t{8} << 20;  // bytes per second; 0: off
   Duration ssd_wait = std::chrono::seconds(2);
-  std::string data_path = "ucx";   // "ucx" or "grpc": without a transport, only the streams
-  std::string ucx_lanes = "auto";  // as UcxOptions
+  std::string data_access = "arena";  // "arena" or "granted"
+  std::string data_path = "ucx";      // "ucx" or "grpc": without a transport, only the streams
+  std::string ucx_lanes = "auto";     // as UcxOptions
   std::string ucx_devices;
   std::vector<std::string> etcd;  // endpoints; empty: the node registers nowhere
   std::string etcd_prefix = "/oscarkv/";
+  EtcdAccess etcd_access;
   std::string advertise;  // how clients reach it; empty: `listen` with the real port
   std::string zone;
   float weight = 0;  // 0: its capacity in GiB

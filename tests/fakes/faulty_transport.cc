@@ -305,6 +305,12 @@ size_t FaultyTransport::Release() {
 std::string FaultyTransport::Address() const {
   return shared_->inner->Address();
 }
+void FaultyTransport::SetGate(AccessGate* gate) {
+  shared_->inner->SetGate(gate);
+}
+absl::StatusOr<std::string> FaultyTransport::AddressFor(uint64_t subject) {
+  return shared_->inner->AddressFor(subject);
+}
 std::string FaultyTransport::name() const {
   return shared_->inner->name();
 }

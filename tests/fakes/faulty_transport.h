@@ -68,6 +68,8 @@ class FaultyTransport final : public Transport {
   void SetHook(std::function<void(TransportCall, uint64_t n)> hook);
 
   std::string Address() const override;
+  void SetGate(AccessGate* gate) override;
+  absl::StatusOr<std::string> AddressFor(uint64_t subject) override;
   absl::StatusOr<std::unique_ptr<MemoryRegion>> Allocate(uint64_t bytes, bool huge_pages) override;
   absl::StatusOr<std::unique_ptr<MemoryRegion>> Register(absl::Span<uint8_t> memory) override;
   absl::StatusOr<std::unique_ptr<Peer>> Connect(absl::string_view address, Time deadline) override;

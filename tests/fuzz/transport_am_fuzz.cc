@@ -1,7 +1,9 @@
 // The active-message lane against a hostile peer, both roles, and the descriptors. The input is a
 // script of steps; messages come raw, or with a good frame around hostile fields, so that they get
 // past the parser. Whatever happens: no byte outside the exported region and the read's buffer
-// changes, nothing outside the region is sent, a cancelled read is not written any more.
+// changes, nothing outside the region is sent, a cancelled read is not written any more. Under a
+// gate (every other script) nothing is sent that may not be read, nothing changes that may not be
+// written.
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -44,6 +46,8 @@ struct GuardedRegion final : RegionCore {
 class CheckingChannel final : public AmChannel {
  public:
   explicit CheckingChannel(const GuardedRegion* region) : region_(region) {}
+  // Of the region, what may be sent.
+  uint64_t first = 0, last = kRegionBytes;
   size_t Room() const override { return room; }
   void Send(const AmHeader& header, absl::Span<const uint8_t> payload,
             std::shared_ptr<const void>) override {
@@ -57,9 +61,9 @@ class CheckingChannel final : public AmChannel {
     uint64_t bytes = (parts.size() - 1) * sizeof(AmItem);
     for (const AmPart& part : parts) {
       bytes += part.item.length;
-      Require(part.item.length > 0 && part.bytes >= region_->span.data() &&
+      Require(part.item.length > 0 && part.bytes >= region_->span.data() + first &&
               part.item.length <= region_->span.size() &&
-              part.bytes + part.item.length <= region_->span.data() + region_->span.size());
+              part.bytes + part.item.length <= region_->span.data() + last);
     }
     Require(bytes <= kMaxPiece);
   }
@@ -109,9 +113,29 @@ absl::Span<const uint8_t> AsBytes(const std::string& s) {
   return {reinterpret_cast<const uint8_t*>(s.data()), s.size()};
 }
 
+// One range for reading, one for writing.
+constexpr uint64_t kReadFirst = 1000, kReadLast = 90'000, kWriteFirst = 100'000,
+                   kWriteLast = 150'000, kSubject = 5;
+class RangeGate final : public AccessGate {
+ public:
+  bool Welcome(uint64_t) override { return true; }
+  bool Allowed(uint64_t subject, bool write, uint64_t offset, uint64_t length) override {
+    Require(subject == kSubject && offset <= kRegionBytes && length <= kRegionBytes - offset);
+    return offset >= (write ? kWriteFirst : kReadFirst) &&
+           offset + length <= (write ? kWriteLast : kReadLast);
+  }
+};
+
 class Scene {
  public:
-  Scene() { regions_.Add(theirs_), server_.Open(kSession, 9, &to_client_); }
+  explicit Scene(bool gated) : gated_(gated) {
+    regions_.Add(theirs_);
+    server_.Open(kSession, 9, &to_client_, kSubject);
+    if (!gated) return;
+    server_.SetGate(&gate_);
+    to_client_.first = kReadFirst;
+    to_client_.last = kReadLast;
+  }
 
   void Step(Input& in) {
     switch (in.Byte() % 8) {
@@ -143,6 +167,10 @@ class Scene {
         break;
     }
     Require(theirs_->Intact() && mine_->Intact());
+    const auto same = [](uint8_t b) { return b == 0xee; };
+    const uint8_t* const bytes = theirs_->span.data();
+    Require(!gated_ || (std::all_of(bytes, bytes + kWriteFirst, same) &&
+                        std::all_of(bytes + kWriteLast, bytes + kRegionBytes, same)));
   }
 
  private:
@@ -205,6 +233,8 @@ class Scene {
 
   const std::shared_ptr<GuardedRegion> theirs_ = std::make_shared<GuardedRegion>(),
                                        mine_ = std::make_shared<GuardedRegion>();
+  const bool gated_;
+  RangeGate gate_;
   RegionTable regions_;
   CheckingChannel to_client_{theirs_.get()}, to_server_{mine_.get()};
   AmServer server_{&regions_};
@@ -234,7 +264,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size > 1 << 16) return 0;
   oscarkv::Descriptors(std::string(reinterpret_cast<const char*>(data), size));
   oscarkv::Input in(data, size);
-  oscarkv::Scene scene;
+  oscarkv::Scene scene(/*gated=*/size % 2 == 1);
   for (int steps = 0; !in.empty() && steps < 200; ++steps) scene.Step(in);
   return 0;
 }

@@ -7,6 +7,7 @@
 #include <optional>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "common/log.h"
 
 namespace oscarkv {
@@ -16,6 +17,16 @@ namespace {
 constexpr size_t kMaxSessions = 1024;
 // Deadlines are looked at this often while transfers are in flight.
 constexpr Duration kSweepInterval = std::chrono::milliseconds(1);
+// The gate is asked this often whether connections and addresses still hold.
+constexpr Duration kGateSweepInterval = std::chrono::seconds(1);
+// The connections of subjects that are no longer welcome are kept to say so.
+constexpr Duration kExpelledLinger = std::chrono::seconds(10);
+// More than a node has sessions; those of sessions that ended are forgotten at the next sweep.
+constexpr size_t kMaxSubjects = 16384;
+
+Sha256Digest DigestOf(const NodeSecret& secret) {
+  return Sha256().Update(secret.data(), secret.size()).Finish();
+}
 
 }  // namespace
 
@@ -182,15 +193,88 @@ void AmLane::OnMessage(absl::Span<const uint8_t> header, absl::Span<const uint8_
 bool AmLane::OnHello(const AmMessage& message) {
   const auto payload = message.payload;
   if (payload.size() <= secret_.size()) return false;
-  // In constant time: the secret must not be guessed byte by byte.
-  uint8_t difference = 0;
-  for (size_t i = 0; i < secret_.size(); ++i) difference |= secret_[i] ^ payload[i];
-  if (difference != 0 || closing_all_ || sessions_.size() + hellos_.size() >= kMaxSessions)
-    return false;
+  NodeSecret shown;
+  std::copy_n(payload.begin(), shown.size(), shown.begin());
+  const std::optional<uint64_t> subject = SubjectOf(shown);
+  if (!subject || closing_all_ || sessions_.size() + hellos_.size() >= kMaxSessions) {
+    // There is no endpoint to close yet: who is not known gets no answer.
+    metrics_->refused_hello->Increment();
+    return true;
+  }
   const auto address = payload.subspan(secret_.size());
-  hellos_.push_back({message.header.item.id,
+  hellos_.push_back({message.header.item.id, *subject,
                      std::string(reinterpret_cast<const char*>(address.data()), address.size())});
   return true;
+}
+
+std::optional<uint64_t> AmLane::SubjectOf(const NodeSecret& secret) {
+  if (!gated_) {
+    // In constant time: the secret must not be guessed byte by byte.
+    uint8_t difference = 0;
+    for (size_t i = 0; i < secret_.size(); ++i) difference |= secret_[i] ^ secret[i];
+    return difference == 0 ? std::make_optional<uint64_t>(0) : std::nullopt;
+  }
+  std::optional<uint64_t> subject;
+  {
+    MutexLock lock(subjects_mu_);
+    const auto it = subjects_.find(DigestOf(secret));
+    if (it != subjects_.end()) subject = it->second;
+  }
+  if (subject && gate_ != nullptr && gate_->Welcome(*subject)) return subject;
+  return std::nullopt;
+}
+
+absl::StatusOr<NodeSecret> AmLane::Admit(uint64_t subject) {
+  const uint64_t halves[2] = {RandomId(), RandomId()};
+  NodeSecret secret;
+  std::memcpy(secret.data(), halves, sizeof(halves));
+  {
+    MutexLock lock(subjects_mu_);
+    if (subjects_.size() >= kMaxSubjects) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat(subjects_.size(), " addresses of this node are in use"));
+    }
+    subjects_.emplace(DigestOf(secret), subject);
+    has_subjects_ = true;
+  }
+  thread_->Run([] {});  // it may sleep without a time to wake up
+  return secret;
+}
+
+void AmLane::SetGate(AccessGate* gate) {
+  thread_->RunAndWait([this, gate] {
+    gated_ = true;
+    gate_ = gate;
+    server_.SetGate(gate);
+    if (gate != nullptr) return;
+    hellos_.clear();
+    while (!sessions_.empty()) CloseSession(sessions_.begin()->first);
+  });
+}
+
+// Forgets and closes whom the gate does not welcome any more.
+bool AmLane::AskGate(Time now) {
+  if (gate_ == nullptr || now - last_gate_sweep_ < kGateSweepInterval) return false;
+  last_gate_sweep_ = now;
+  {
+    MutexLock lock(subjects_mu_);
+    for (auto it = subjects_.begin(); it != subjects_.end();) {
+      it = gate_->Welcome(it->second) ? std::next(it) : subjects_.erase(it);
+    }
+    has_subjects_ = !subjects_.empty();
+  }
+  std::vector<uint64_t> gone;
+  for (auto& [id, session] : sessions_) {
+    if (gate_->Welcome(session.subject)) continue;
+    if (session.expelled == Time{}) {
+      session.expelled = now;
+      server_.Expel(id);
+    } else if (now - session.expelled > kExpelledLinger) {
+      gone.push_back(id);
+    }
+  }
+  for (uint64_t id : gone) CloseSession(id);
+  return !gone.empty();
 }
 
 bool AmLane::AcceptHellos() {
@@ -202,14 +286,15 @@ bool AmLane::AcceptHellos() {
       continue;
     }
     const uint64_t id = RandomId();
-    server_.Open(id, hello.client, endpoint->get());
-    sessions_.emplace(id, Session{*std::move(endpoint), hello.client, false});
+    server_.Open(id, hello.client, endpoint->get(), hello.subject);
+    sessions_.emplace(id, Session{*std::move(endpoint), hello.client, hello.subject, false, {}});
   }
   return true;
 }
 
 bool AmLane::Pump(Time now) {
-  bool active = !hellos_.empty() && AcceptHellos();
+  bool active = AskGate(now);
+  active |= !hellos_.empty() && AcceptHellos();
   active |= PumpSessions();
   active |= PumpConnections(now);
   for (size_t i = closing_.size(); i-- > 0;) {
@@ -243,6 +328,7 @@ bool AmLane::PumpSessions() {
     const AmServer::Bytes bytes = server_.TakeBytes();
     if (bytes.read > 0) metrics_->served_read_bytes->Add(static_cast<double>(bytes.read));
     if (bytes.written > 0) metrics_->served_written_bytes->Add(static_cast<double>(bytes.written));
+    if (bytes.refused > 0) metrics_->refused_access->Add(static_cast<double>(bytes.refused));
   }
   return active || !broken.empty();
 }
@@ -276,6 +362,8 @@ Time AmLane::NextDeadline() const {
   // A closing endpoint may need a look without an event.
   if (!closing_.empty()) return SteadyClock::Get()->Now() + std::chrono::milliseconds(1);
   Time next = Time::max();
+  if (gate_ != nullptr && (has_subjects_ || !sessions_.empty()))
+    next = last_gate_sweep_ + kGateSweepInterval;
   for (const auto& [id, connection] : connections_)
     next = std::min(next, connection->NextDeadline());
   return next;

@@ -3,15 +3,21 @@
 // connections talk to it by commands. Free of the network library, which hides behind AmEngine.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "common/mutex.h"
+#include "common/sha256.h"
+#include "transport/access_gate.h"
 #include "transport/am/client.h"
 #include "transport/am/protocol.h"
 #include "transport/am/server.h"
@@ -65,6 +71,15 @@ class AmLane final : private ProgressDriver {
                                                           const NodeSecret& peer_secret,
                                                           Time deadline);
   const std::string& address() const { return engine_->address(); }
+
+  // Any thread. From the first gate on, `secret` of the constructor is worth nothing: a Hello must
+  // present one of Admit whose subject the gate welcomes. A subject that it does not welcome any
+  // more is refused everything within a second or two, and its connections are closed a while later
+  // (not at once: over TCP the peer would not hear why, nor see it before its deadline). Null
+  // closes all connections of peers. Blocks until the former gate is out of use.
+  void SetGate(AccessGate* gate);
+  // A new secret of the subject. kResourceExhausted: too many.
+  absl::StatusOr<NodeSecret> Admit(uint64_t subject);
   void Stop() { thread_->Stop(); }
 
  private:
@@ -72,10 +87,13 @@ class AmLane final : private ProgressDriver {
   struct Session {
     std::unique_ptr<AmEndpoint> endpoint;
     uint64_t client;
+    uint64_t subject;
     bool welcomed;
+    Time expelled{};  // not since then
   };
   struct Hello {
     uint64_t client;
+    uint64_t subject;
     std::string address;
   };
 
@@ -90,6 +108,9 @@ class AmLane final : private ProgressDriver {
 
   void OnMessage(absl::Span<const uint8_t> header, absl::Span<const uint8_t> payload);
   bool OnHello(const AmMessage& message);
+  // Whose secret it is, as far as the gate welcomes him.
+  std::optional<uint64_t> SubjectOf(const NodeSecret& secret);
+  bool AskGate(Time now);
   bool AcceptHellos();
   bool PumpSessions();
   bool PumpConnections(Time now);
@@ -109,8 +130,16 @@ class AmLane final : private ProgressDriver {
     std::shared_ptr<LaneConnection> connection;  // null for sessions
   };
   std::vector<Closing> closing_;
+  AccessGate* gate_ = nullptr;
+  bool gated_ = false;  // there has been a gate
+  Time last_gate_sweep_{};
   Time last_sweep_{};
   bool closing_all_ = false;
+
+  // By the secret's digest: how long a look-up takes says nothing about the secrets.
+  Mutex subjects_mu_;
+  std::map<Sha256Digest, uint64_t> subjects_ GUARDED_BY(subjects_mu_);
+  std::atomic<bool> has_subjects_{false};
 
   std::unique_ptr<ProgressThread> thread_;  // last: starts when the rest is there
 };

@@ -49,7 +49,8 @@ absl::Status AmStatus(uint32_t code) {
     case absl::StatusCode::kNotFound:
       return absl::NotFoundError("the peer no longer exports this region");
     case absl::StatusCode::kPermissionDenied:
-      return absl::PermissionDeniedError("the peer refused the region's token");
+      return absl::PermissionDeniedError(
+          "the peer refused the access: not the region's token, or not its session's block");
     case absl::StatusCode::kInvalidArgument:
       return absl::InvalidArgumentError("the peer found the range outside its region");
     case absl::StatusCode::kResourceExhausted:

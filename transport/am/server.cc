@@ -18,10 +18,26 @@ uint32_t Code(absl::StatusCode code) {
 
 }  // namespace
 
-void AmServer::Open(uint64_t session, uint64_t client, AmChannel* channel) {
+void AmServer::Open(uint64_t session, uint64_t client, AmChannel* channel, uint64_t subject) {
   Session& s = sessions_[session];
   s.client = client;
+  s.subject = subject;
   s.channel = channel;
+}
+
+void AmServer::Expel(uint64_t session) {
+  const auto it = sessions_.find(session);
+  if (it == sessions_.end()) return;
+  Session& s = it->second;
+  s.expelled = true;
+  for (; s.head < s.jobs.size(); ++s.head) {
+    AmItem item;
+    item.id = s.jobs[s.head].id;
+    item.code = Code(absl::StatusCode::kPermissionDenied);
+    s.failed.push_back(item);
+  }
+  s.jobs.clear();
+  s.head = 0;
 }
 
 void AmServer::Close(uint64_t session) {
@@ -50,8 +66,8 @@ bool AmServer::OnMessage(const AmMessage& message) {
   }
 }
 
-std::shared_ptr<RegionCore> AmServer::Check(Session& session, const AmItem& item,
-                                            uint32_t* code) const {
+std::shared_ptr<RegionCore> AmServer::Check(const Session& session, const AmItem& item, bool write,
+                                            uint32_t* code) {
   // The table is asked every time: a withdrawn region must not be served from the session's memory.
   std::shared_ptr<RegionCore> region = regions_->FindId(item.region);
   if (region == nullptr || region->token == 0) {
@@ -67,6 +83,12 @@ std::shared_ptr<RegionCore> AmServer::Check(Session& session, const AmItem& item
     *code = Code(absl::StatusCode::kInvalidArgument);
     return nullptr;
   }
+  if (session.expelled ||
+      (gate_ != nullptr && !gate_->Allowed(session.subject, write, item.offset, item.length))) {
+    ++bytes_.refused;
+    *code = Code(absl::StatusCode::kPermissionDenied);
+    return nullptr;
+  }
   return region;
 }
 
@@ -80,7 +102,7 @@ void AmServer::OnRead(Session& session, const AmMessage& message) {
     } else if (session.jobs.size() - session.head >= kMaxJobs) {
       code = Code(absl::StatusCode::kResourceExhausted);
     } else {
-      region = Check(session, item, &code);
+      region = Check(session, item, /*write=*/false, &code);
     }
     if (region != nullptr) {
       session.jobs.push_back({item.id, std::move(region), item.offset, item.length, 0});
@@ -98,7 +120,8 @@ void AmServer::OnWrite(Session& session, const AmMessage& message) {
 
 void AmServer::OnPart(Session& session, AmItem item, absl::Span<const uint8_t> bytes) {
   uint32_t code = 0;
-  if (std::shared_ptr<RegionCore> region = Check(session, item, &code); region != nullptr) {
+  if (std::shared_ptr<RegionCore> region = Check(session, item, /*write=*/true, &code);
+      region != nullptr) {
     std::memcpy(region->span.data() + item.offset, bytes.data(), bytes.size());
     bytes_.written += bytes.size();
   }

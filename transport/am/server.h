@@ -8,6 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "transport/access_gate.h"
 #include "transport/am/protocol.h"
 #include "transport/region_table.h"
 
@@ -20,7 +21,13 @@ class AmServer {
 
   // `session` is new and unguessable; `client` is the client's id of the connection; `channel`
   // outlives the session.
-  void Open(uint64_t session, uint64_t client, AmChannel* channel);
+  // `subject`: whom the gate is asked about.
+  void Open(uint64_t session, uint64_t client, AmChannel* channel, uint64_t subject = 0);
+  // Asked at each access from now on; null: nobody is.
+  void SetGate(AccessGate* gate) { gate_ = gate; }
+  // Whatever the session asks for from now on, or still waits for, is answered with
+  // kPermissionDenied.
+  void Expel(uint64_t session);
   // Drops what it has not sent. Sends in flight end by themselves.
   void Close(uint64_t session);
   bool Has(uint64_t session) const { return sessions_.contains(session); }
@@ -30,9 +37,9 @@ class AmServer {
   // Sends what there is room for, one message per session in turn. True when anything was sent.
   bool Pump();
 
-  // Bytes of data sent and received since the last call.
+  // Since the last call: bytes of data sent and received, accesses that the gate refused.
   struct Bytes {
-    uint64_t read = 0, written = 0;
+    uint64_t read = 0, written = 0, refused = 0;
   };
   Bytes TakeBytes();
 
@@ -43,8 +50,9 @@ class AmServer {
     uint64_t offset, length, sent;
   };
   struct Session {
-    uint64_t client = 0;
+    uint64_t client = 0, subject = 0;
     AmChannel* channel = nullptr;
+    bool expelled = false;
     std::vector<Job> jobs;  // from `head` on; the rest is done
     size_t head = 0;
     std::vector<AmItem> failed, written;  // answers to be sent
@@ -54,12 +62,14 @@ class AmServer {
   void OnWrite(Session& session, const AmMessage& message);
   void OnCancel(Session& session, const AmMessage& message);
   // The region of an item whose range is valid; null with the reason in `code`.
-  std::shared_ptr<RegionCore> Check(Session& session, const AmItem& item, uint32_t* code) const;
+  std::shared_ptr<RegionCore> Check(const Session& session, const AmItem& item, bool write,
+                                    uint32_t* code);
   bool SendAnswers(Session& session, AmKind kind, std::vector<AmItem>& items);
   bool SendData(Session& session);
   void OnPart(Session& session, AmItem item, absl::Span<const uint8_t> bytes);
 
   const RegionTable* const regions_;
+  AccessGate* gate_ = nullptr;
   std::unordered_map<uint64_t, Session> sessions_;
   Bytes bytes_;
 };

@@ -326,6 +326,8 @@ class LoopbackTransport final : public Transport {
   ~LoopbackTransport() override { network_->RemoveNode(node_); }
 
   std::string Address() const override { return absl::StrCat("loopback:", node_->id); }
+  void SetGate(AccessGate*) override {}
+  absl::StatusOr<std::string> AddressFor(uint64_t) override { return Address(); }
   absl::StatusOr<std::unique_ptr<MemoryRegion>> Allocate(uint64_t bytes, bool huge_pages) override {
     if (bytes == 0) return absl::InvalidArgumentError("cannot allocate a region of 0 bytes");
     void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

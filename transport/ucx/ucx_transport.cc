@@ -117,6 +117,16 @@ class Node {
   }
 
   const std::string& address() const { return address_; }
+  void SetGate(AccessGate* gate) {
+    if (tcp_ != nullptr) tcp_->SetGate(gate);
+  }
+  absl::StatusOr<std::string> AddressFor(uint64_t subject) const {
+    NodeAddress address = address_parts_;
+    if (tcp_ != nullptr) {
+      ASSIGN_OR_RETURN(address.secret, tcp_->Admit(subject));
+    }
+    return Encode(address);
+  }
   const RegionTable& regions() const { return regions_; }
 
  private:
@@ -133,6 +143,7 @@ class Node {
   const uint64_t instance_;
   const HostId host_;
   NodeSecret secret_{};
+  NodeAddress address_parts_;
   std::string address_;
   std::string lane_names_;
   std::atomic<uint64_t> next_region_{1};
@@ -229,6 +240,7 @@ absl::Status Node::Init() {
     address.lanes.push_back({LaneClass::kRdma, rdma_->address(), probe_->descriptor});
   if (tcp_ != nullptr) address.lanes.push_back({LaneClass::kTcp, tcp_->address(), ""});
   ASSIGN_OR_RETURN(address_, Encode(address));
+  address_parts_ = std::move(address);
   return absl::OkStatus();
 }
 
@@ -482,6 +494,10 @@ class UcxTransport final : public Transport {
   ~UcxTransport() override { node_->Stop(); }
 
   std::string Address() const override { return node_->address(); }
+  void SetGate(AccessGate* gate) override { node_->SetGate(gate); }
+  absl::StatusOr<std::string> AddressFor(uint64_t subject) override {
+    return node_->AddressFor(subject);
+  }
   absl::StatusOr<std::unique_ptr<MemoryRegion>> Allocate(uint64_t bytes, bool huge_pages) override {
     ASSIGN_OR_RETURN(auto region, node_->Allocate(bytes, huge_pages));
     return std::make_unique<UcxRegion>(node_, std::move(region));

@@ -140,7 +140,74 @@ TEST_F(AmLaneTest, WrongSecretIsNotAnswered) {
   wrong[15] ^= 1;
   EXPECT_EQ(client_->Connect("server", wrong, Now() + milliseconds(50)).status().code(),
             absl::StatusCode::kDeadlineExceeded);
-  EXPECT_EQ(metrics_.lane(LaneClass::kTcp).malformed->value(), 1);
+  EXPECT_EQ(metrics_.lane(LaneClass::kTcp).refused_hello->value(), 1);
+}
+
+// Allows one range, to one subject.
+class TestGate final : public AccessGate {
+ public:
+  bool Welcome(uint64_t subject) override { return subject == 7 && welcome; }
+  bool Allowed(uint64_t subject, bool write, uint64_t offset, uint64_t length) override {
+    return subject == 7 && write == writable && offset >= 4096 && offset + length <= 8192;
+  }
+  std::atomic<bool> welcome{true}, writable{false};
+};
+
+TEST_F(AmLaneTest, TheGateIsAskedAtEachAccess) {
+  TestGate gate;
+  server_->SetGate(&gate);
+  EXPECT_EQ(client_->Connect("server", secret_, Now() + milliseconds(50)).status().code(),
+            absl::StatusCode::kDeadlineExceeded)
+      << "the secret of before";
+  const NodeSecret other = server_->Admit(8).value();
+  EXPECT_EQ(client_->Connect("server", other, Now() + milliseconds(50)).status().code(),
+            absl::StatusCode::kDeadlineExceeded)
+      << "not welcome";
+  EXPECT_EQ(metrics_.lane(LaneClass::kTcp).refused_hello->value(), 2);
+  secret_ = server_->Admit(7).value();
+  const auto connection = Connect();
+  ASSERT_NE(connection, nullptr);
+  const auto status = [&](TransferKind kind, uint64_t at, uint64_t length) {
+    return Await(*Submit(*connection, {Op(kind, at, length)})).code();
+  };
+  constexpr auto kDenied = absl::StatusCode::kPermissionDenied;
+  const std::vector<uint8_t> before = theirs_->bytes;
+  EXPECT_EQ(status(TransferKind::kRead, 4096, 4096), absl::StatusCode::kOk);
+  EXPECT_EQ(status(TransferKind::kRead, 4095, 2), kDenied);
+  EXPECT_EQ(status(TransferKind::kRead, 8000, 193), kDenied);
+  EXPECT_EQ(status(TransferKind::kRead, 0, 4 << 20), kDenied) << "in pieces, the first is refused";
+  EXPECT_EQ(status(TransferKind::kWrite, 4096, 4096), kDenied) << "it may be read only";
+  EXPECT_EQ(theirs_->bytes, before);
+  gate.writable = true;
+  EXPECT_EQ(status(TransferKind::kWrite, 4096, 4096), absl::StatusCode::kOk);
+  EXPECT_EQ(status(TransferKind::kRead, 4096, 4096), kDenied);
+  EXPECT_GT(metrics_.lane(LaneClass::kTcp).refused_access->value(), 4);
+}
+
+TEST_F(AmLaneTest, WhoIsNoLongerWelcomeIsForgotten) {
+  TestGate gate;
+  server_->SetGate(&gate);
+  secret_ = server_->Admit(7).value();
+  const auto connection = Connect();
+  ASSERT_NE(connection, nullptr);
+  gate.welcome = false;
+  // With the lane's next look, though the gate would allow the access itself.
+  const Time deadline = Now() + kLong;
+  absl::StatusCode code;
+  do {
+    code = Await(*Submit(*connection, {Op(TransferKind::kRead, 4096, 10)})).code();
+  } while (code == absl::StatusCode::kOk && Now() < deadline);
+  EXPECT_EQ(code, absl::StatusCode::kPermissionDenied);
+  // The lane forgets the secret with its next sweep; then it is nobody's, whatever the gate says.
+  EXPECT_EQ(client_->Connect("server", secret_, Now() + milliseconds(50)).status().code(),
+            absl::StatusCode::kDeadlineExceeded);
+  server_->SetGate(nullptr);
+  gate.welcome = true;
+  EXPECT_EQ(client_->Connect("server", secret_, Now() + milliseconds(50)).status().code(),
+            absl::StatusCode::kDeadlineExceeded);
+  server_->SetGate(&gate);
+  secret_ = server_->Admit(7).value();
+  EXPECT_NE(Connect(), nullptr);
 }
 
 TEST_F(AmLaneTest, UnknownAddressIsUnavailable) {
