@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "common/clock.h"
+#include "kvstore/etcd_access.h"
 #include "kvstore/types.h"
 
 namespace oscarkv {
@@ -32,6 +33,7 @@ struct KvClientOptions {
   // in it. While etcd is away the last list is used.
   std::vector<std::string> etcd;
   std::string etcd_prefix = "/oscarkv/";
+  EtcdAccess etcd_access;
   // Nodes that hold each block; 0: two when there are that many. Clients may differ in it.
   int replicas = 0;
   // Copies that must be committed before a put is acknowledged. A put goes to all replicas and

@@ -25,7 +25,7 @@ absl::StatusOr<std::unique_ptr<KvClient>> KvClient::Create(const KvClientOptions
   EtcdOptions etcd;
   etcd.endpoints = options.etcd;
   etcd.prefix = options.etcd_prefix;
-  auto membership = std::make_unique<EtcdMembership>(etcd, MakeEtcdStub);
+  auto membership = std::make_unique<EtcdMembership>(etcd, EtcdStubs(options.etcd_access));
   RETURN_IF_ERROR(membership->WaitForFirst(SteadyClock::Get()->Now() + options.connect_timeout));
   return CreateKvClient(options, std::move(membership), make_stub);
 }

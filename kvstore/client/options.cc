@@ -19,7 +19,7 @@ void AddStoreOptions(OptionTable* table, StoreOptions* o) {
   table->AddInt("write-quorum", &o->write_quorum, 1, 8,
                 "Copies that must be committed before a block counts as stored; all replicas are "
                 "written in any case");
-  AddEtcdOptions(table, &o->etcd, &o->etcd_prefix);
+  AddEtcdOptions(table, &o->etcd, &o->etcd_prefix, &o->etcd_access);
   table->AddString("zone", &o->zone, "NAME",
                    "Zone of this process: replicas in the same zone are read first; empty: none");
 }
@@ -29,7 +29,7 @@ absl::Status CheckStoreOptions(const StoreOptions& o) {
     return absl::InvalidArgumentError(absl::StrCat("--write-quorum=", o.write_quorum,
                                                    ": expected at most --replicas=", o.replicas));
   }
-  RETURN_IF_ERROR(CheckEtcdOptions(o.etcd, o.etcd_prefix));
+  RETURN_IF_ERROR(CheckEtcdOptions(o.etcd, o.etcd_prefix, o.etcd_access));
   if (o.nodes.empty() == o.etcd.empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat(o.etcd.empty() ? "--nodes is empty" : "--nodes and --etcd are both given",
@@ -69,6 +69,7 @@ KvClientOptions ClientOptions(const StoreOptions& o) {
   client.zone = o.zone;
   client.etcd = o.etcd;
   client.etcd_prefix = o.etcd_prefix;
+  client.etcd_access = o.etcd_access;
   return client;
 }
 

@@ -17,6 +17,7 @@ struct StoreOptions {
   std::string zone;
   std::vector<std::string> etcd;
   std::string etcd_prefix = "/oscarkv/";
+  EtcdAccess etcd_access;
 };
 
 // Rows for all of them.

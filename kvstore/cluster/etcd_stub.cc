@@ -7,7 +7,10 @@
 #include "absl/strings/str_cat.h"
 #include "common/mutex.h"
 #include "common/rpc/status.h"
+#include "common/rpc/tls.h"
+#include "common/status_macros.h"
 #include "etcd/rpc.grpc.pb.h"
+#include "kvstore/cluster/etcd_options.h"
 
 namespace oscarkv {
 namespace {
@@ -22,7 +25,9 @@ std::string EndOf(std::string folder) {
 
 class EtcdStub final : public Registry {
  public:
-  explicit EtcdStub(const std::string& endpoint) : endpoint_(endpoint) {
+  EtcdStub(const std::string& endpoint, const EtcdAccess& access,
+           const std::shared_ptr<grpc::ChannelCredentials>& credentials)
+      : endpoint_(endpoint), access_(access) {
     grpc::ChannelArguments args;
     // A server that is cut off is noticed on a silent watch, too.
     args.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 10'000);
@@ -31,16 +36,16 @@ class EtcdStub final : public Registry {
     args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
     args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 2'000);
     args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1'000);
-    const auto channel =
-        grpc::CreateCustomChannel(endpoint, grpc::InsecureChannelCredentials(), args);
+    const auto channel = grpc::CreateCustomChannel(endpoint, credentials, args);
     kv_ = etcdserverpb::KV::NewStub(channel);
     watch_ = etcdserverpb::Watch::NewStub(channel);
     lease_ = etcdserverpb::Lease::NewStub(channel);
+    auth_ = etcdserverpb::Auth::NewStub(channel);
   }
 
   absl::StatusOr<Listing> List(const std::string& folder, Time deadline) override {
     grpc::ClientContext context;
-    Prepare(&context, deadline);
+    RETURN_IF_ERROR(Prepare(&context, deadline));
     etcdserverpb::RangeRequest request;
     request.set_key(folder);
     request.set_range_end(EndOf(folder));
@@ -62,7 +67,7 @@ class EtcdStub final : public Registry {
   absl::Status Watch(const std::string& folder, int64_t revision, Time deadline,
                      const std::function<void(const std::vector<Event>&)>& changed) override {
     grpc::ClientContext context;
-    Prepare(&context, deadline);
+    RETURN_IF_ERROR(Prepare(&context, deadline));
     {
       MutexLock lock(mu_);
       if (cancelled_) return absl::CancelledError("the watch was cancelled");
@@ -85,7 +90,7 @@ class EtcdStub final : public Registry {
 
   absl::StatusOr<int64_t> GrantLease(Duration ttl, Time deadline) override {
     grpc::ClientContext context;
-    Prepare(&context, deadline);
+    RETURN_IF_ERROR(Prepare(&context, deadline));
     etcdserverpb::LeaseGrantRequest request;
     request.set_ttl(std::max<int64_t>(1, std::chrono::ceil<std::chrono::seconds>(ttl).count()));
     etcdserverpb::LeaseGrantResponse response;
@@ -98,7 +103,7 @@ class EtcdStub final : public Registry {
 
   absl::Status KeepLease(int64_t lease, Time deadline) override {
     grpc::ClientContext context;
-    Prepare(&context, deadline);
+    RETURN_IF_ERROR(Prepare(&context, deadline));
     const auto stream = lease_->LeaseKeepAlive(&context);
     etcdserverpb::LeaseKeepAliveRequest request;
     request.set_id(lease);
@@ -113,7 +118,7 @@ class EtcdStub final : public Registry {
 
   absl::Status RevokeLease(int64_t lease, Time deadline) override {
     grpc::ClientContext context;
-    Prepare(&context, deadline);
+    RETURN_IF_ERROR(Prepare(&context, deadline));
     etcdserverpb::LeaseRevokeRequest request;
     request.set_id(lease);
     etcdserverpb::LeaseRevokeResponse response;
@@ -123,7 +128,7 @@ class EtcdStub final : public Registry {
 
   absl::Status Put(const Entry& entry, int64_t lease, Time deadline) override {
     grpc::ClientContext context;
-    Prepare(&context, deadline);
+    RETURN_IF_ERROR(Prepare(&context, deadline));
     etcdserverpb::PutRequest request;
     request.set_key(entry.key);
     request.set_value(entry.value);
@@ -162,30 +167,68 @@ class EtcdStub final : public Registry {
     return absl::OkStatus();
   }
 
-  static void Prepare(grpc::ClientContext* context, Time deadline) {
+  static void SetDeadline(grpc::ClientContext* context, Time deadline) {
     const Duration left = deadline - SteadyClock::Get()->Now();
     context->set_deadline(std::chrono::system_clock::now() +
                           std::chrono::duration_cast<std::chrono::microseconds>(left));
   }
-  absl::Status Named(const grpc::Status& status) const {
+  // The deadline, and the user's token where there is one.
+  absl::Status Prepare(grpc::ClientContext* context, Time deadline) {
+    SetDeadline(context, deadline);
+    if (access_.user.empty()) return absl::OkStatus();
+    ASSIGN_OR_RETURN(const std::string token, Token(deadline));
+    context->AddMetadata("token", token);
+    return absl::OkStatus();
+  }
+  absl::StatusOr<std::string> Token(Time deadline) {
+    {
+      MutexLock lock(mu_);
+      if (!token_.empty()) return token_;
+    }
+    etcdserverpb::AuthenticateRequest request;
+    ASSIGN_OR_RETURN(*request.mutable_password(), ReadEtcdPassword(access_));
+    request.set_name(access_.user);
+    etcdserverpb::AuthenticateResponse response;
+    grpc::ClientContext context;
+    SetDeadline(&context, deadline);
+    const grpc::Status status = auth_->Authenticate(&context, request, &response);
+    if (!status.ok()) return Named(status);
+    MutexLock lock(mu_);
+    token_ = response.token();
+    return token_;
+  }
+  absl::Status Named(const grpc::Status& status) {
     if (status.ok()) return absl::UnavailableError(absl::StrCat("etcd ", endpoint_, ": ended"));
     const absl::Status plain = rpc::FromGrpc(status);
+    if (absl::IsUnauthenticated(plain)) {  // it forgets tokens that were not used for minutes
+      MutexLock lock(mu_);
+      token_.clear();
+    }
     return absl::Status(plain.code(), absl::StrCat("etcd ", endpoint_, ": ", plain.message()));
   }
 
   const std::string endpoint_;
+  const EtcdAccess access_;
   std::unique_ptr<etcdserverpb::KV::Stub> kv_;
   std::unique_ptr<etcdserverpb::Watch::Stub> watch_;
   std::unique_ptr<etcdserverpb::Lease::Stub> lease_;
+  std::unique_ptr<etcdserverpb::Auth::Stub> auth_;
   Mutex mu_;
+  std::string token_ GUARDED_BY(mu_);
   bool cancelled_ GUARDED_BY(mu_) = false;
   grpc::ClientContext* watching_ GUARDED_BY(mu_) = nullptr;
 };
 
 }  // namespace
 
-std::unique_ptr<Registry> MakeEtcdStub(const std::string& endpoint) {
-  return std::make_unique<EtcdStub>(endpoint);
+RegistryFactory EtcdStubs(const EtcdAccess& access) {
+  auth::SecurityOptions tls;
+  tls.tls_ca = access.ca;
+  tls.tls_cert = access.cert;
+  tls.tls_key = access.key;
+  return [access, credentials = rpc::ChannelCredentials(tls)](const std::string& endpoint) {
+    return std::make_unique<EtcdStub>(endpoint, access, credentials);
+  };
 }
 
 }  // namespace oscarkv

@@ -1,14 +1,14 @@
 // Registry over etcd's gRPC API.
 #pragma once
 
-#include <memory>
-#include <string>
-
 #include "kvstore/cluster/registry.h"
+#include "kvstore/etcd_access.h"
 
 namespace oscarkv {
 
-// `endpoint`: HOST:PORT. In plain text: keep etcd's port inside a trusted network.
-std::unique_ptr<Registry> MakeEtcdStub(const std::string& endpoint);
+// Connects to endpoints, HOST:PORT, as `access` says. With a user, each connection authenticates
+// itself at its first call; a token that etcd no longer knows ends the call with kUnauthenticated,
+// and the next one gets a new token.
+RegistryFactory EtcdStubs(const EtcdAccess& access);
 
 }  // namespace oscarkv
