@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_format.h"
+#include "gateway/retry_hint.h"
 
 namespace oscarkv::gateway {
 namespace {
@@ -23,9 +24,12 @@ absl::StatusOr<std::unique_ptr<Admission::Ticket>> Admission::Enter() {
   if (entered_ >= places) {
     // A place becomes free as soon as any running request ends.
     const double hint = std::clamp(mean_run_seconds_ / options_.max_running, 0.1, 60.0);
-    return absl::ResourceExhaustedError(absl::StrFormat(
-        "the gateway is full: %d requests run and %d wait, allowed are %d and %d; retry in %.1f s",
-        running_, entered_ - running_, options_.max_running, options_.max_waiting, hint));
+    return WithRetryHint(
+        absl::ResourceExhaustedError(absl::StrFormat(
+            "the gateway is full: %d requests run and %d "
+            "wait, allowed are %d and %d; retry in %.1f s",
+            running_, entered_ - running_, options_.max_running, options_.max_waiting, hint)),
+        hint);
   }
   ++entered_;
   auto ticket = std::unique_ptr<Ticket>(new Ticket(this));

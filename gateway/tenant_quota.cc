@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "gateway/retry_hint.h"
 
 namespace oscarkv::gateway {
 namespace {
@@ -38,10 +39,12 @@ absl::StatusOr<std::shared_ptr<TenantQuota::Share>> TenantQuota::Enter(const std
   }
   Refill(&use, limits.tokens_per_second);
   if (limits.tokens_per_second > 0 && use.balance <= 0) {
-    const double wait = -use.balance / static_cast<double>(limits.tokens_per_second);
-    return absl::ResourceExhaustedError(
-        absl::StrCat("tenant '", name, "': limit tokens-per-second=", limits.tokens_per_second,
-                     ": retry in ", static_cast<int64_t>(std::ceil(wait)) + 1, " s"));
+    const double wait = std::ceil(-use.balance / static_cast<double>(limits.tokens_per_second)) + 1;
+    return WithRetryHint(
+        absl::ResourceExhaustedError(
+            absl::StrCat("tenant '", name, "': limit tokens-per-second=", limits.tokens_per_second,
+                         ": retry in ", static_cast<int64_t>(wait), " s")),
+        wait);
   }
   ++use.running;
   return std::shared_ptr<Share>(new Share(this, tenant));

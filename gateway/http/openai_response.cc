@@ -7,6 +7,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "gateway/http/openai_request.h"
+#include "gateway/retry_hint.h"
 #include "model/utf8.h"
 
 namespace oscarkv::gateway {
@@ -116,7 +117,9 @@ Json ErrorJson(absl::string_view message, const char* type, absl::string_view pa
 }
 
 Json ErrorJson(const absl::Status& status) {
-  const std::string code = absl::AsciiStrToLower(absl::StatusCodeToString(status.code()));
+  const std::string code = absl::IsResourceExhausted(status)
+                               ? "rate_limit_exceeded"  // OpenAI's name for it
+                               : absl::AsciiStrToLower(absl::StatusCodeToString(status.code()));
   return ErrorJson(std::string(status.message()), KindOf(status.code()).type, ParamOf(status),
                    code);
 }
@@ -135,9 +138,8 @@ HttpResponse ErrorResponse(const absl::Status& status) {
   HttpResponse response;
   response.status = HttpStatus(status);
   response.body = absl::StrCat(Dump(ErrorJson(status)), "\n");
-  // The gateway's own hint is in the message; clients' libraries look here.
   if (response.status == 429 || response.status == 503) {
-    response.headers.emplace_back("Retry-After", "1");
+    response.headers.emplace_back("Retry-After", absl::StrCat(RetryHintSeconds(status)));
   }
   if (response.status == 401) response.headers.emplace_back("WWW-Authenticate", "Bearer");
   return response;

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "gateway/http/openai_request.h"
 #include "gateway/http/openai_response.h"
+#include "gateway/retry_hint.h"
 
 namespace oscarkv::gateway {
 namespace {
@@ -257,7 +258,12 @@ TEST(Errors, HaveOpenAisShape) {
             "\"param\":\"prompt\",\"code\":\"invalid_argument\"}}\n");
   const HttpResponse busy = ErrorResponse(absl::ResourceExhaustedError("full"));
   EXPECT_EQ(busy.status, 429);
-  EXPECT_EQ(busy.headers[0].first, "Retry-After");
+  EXPECT_EQ(busy.headers[0], (std::pair<std::string, std::string>("Retry-After", "1")));
+  EXPECT_THAT(busy.body, HasSubstr("\"type\":\"rate_limit_error\""));
+  EXPECT_THAT(busy.body, HasSubstr("\"code\":\"rate_limit_exceeded\""));
+  const HttpResponse hinted =
+      ErrorResponse(WithRetryHint(absl::ResourceExhaustedError("full"), 11.2));
+  EXPECT_EQ(hinted.headers[0].second, "12");
   EXPECT_EQ(ErrorResponse(absl::DeadlineExceededError("late")).status, 504);
   EXPECT_EQ(OpenAiAnswer::ErrorEvent(absl::UnavailableError("gone")),
             "data: {\"error\":{\"message\":\"gone\",\"type\":\"server_error\",\"param\":null,"

@@ -53,6 +53,7 @@ TEST_F(TenantQuotaTest, TokensPerSecond) {
     (*share)->Charge(1100);  // 1000 in debt
   }
   EXPECT_THAT(std::string(quota_.Enter("slow").status().message()), HasSubstr("retry in 11 s"));
+  EXPECT_EQ(RetryHintSeconds(quota_.Enter("slow").status()), 11);
   clock_.Advance(std::chrono::seconds(10));
   EXPECT_FALSE(quota_.Enter("slow").ok());
   clock_.Advance(std::chrono::seconds(1));
