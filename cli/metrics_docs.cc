@@ -2,8 +2,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "attention_worker/metrics.h"
+#include "common/auth/auth_metrics.h"
+#include "common/auth/certificate_metrics.h"
 #include "common/metrics.h"
-#include "common/rpc/metrics.h"
+#include "common/metrics_server.h"
 #include "gateway/metrics.h"
 #include "kvstore/metrics.h"
 #include "prefill_worker/metrics.h"
@@ -32,7 +34,9 @@ std::string MetricsPage() {
       Section<TransportMetrics>("Transport (in KV nodes and workers)"),
       Section<worker::WorkerMetrics>("Both workers"), Section<PrefillMetrics>("Prefill worker"),
       Section<AttentionMetrics>("Attention worker"), Section<gateway::GatewayMetrics>("Gateway"),
-      Section<rpc::GuardMetrics>("gRPC server of every role"));
+      Section<auth::AuthMetrics>("Every role: who was refused"),
+      Section<MetricsServerMetrics>("Every role: the metrics port"),
+      Section<auth::CertificateMetrics>("Every role: certificates"));
 }
 
 }  // namespace oscarkv::cli

@@ -22,6 +22,17 @@ sigset_t StopSignals() {
   return set;
 }
 
+absl::StatusOr<std::unique_ptr<MetricsServer>> StartMetrics(const RoleOptions& options,
+                                                            const auth::SecurityOptions& security,
+                                                            MetricRegistry* registry) {
+  MetricsServerSettings settings;
+  settings.listen = options.metrics_listen;
+  settings.ask = options.metrics_auth == "operator";
+  settings.security = security;
+  settings.tls = options.metrics_tls;
+  return MetricsServer::Start(settings, registry);
+}
+
 }  // namespace
 
 void AddRoleOptions(OptionTable* table, RoleOptions* options, bool drains) {
@@ -30,6 +41,13 @@ void AddRoleOptions(OptionTable* table, RoleOptions* options, bool drains) {
   table->AddString(
       "metrics-listen", &options->metrics_listen, "HOST:PORT",
       "Where Prometheus scrapes /metrics; port 0 picks a free one; empty: no endpoint");
+  table->AddBool("metrics-tls", &options->metrics_tls,
+                 "Serve /metrics with TLS, if there is --tls-cert, to clients as --tls-client-auth "
+                 "says; --no-metrics-tls: in plain text in any case");
+  table->AddChoice("metrics-auth", &options->metrics_auth, {"none", "operator"},
+                   "Whether who scrapes /metrics must be an operator of --auth-file, by bearer "
+                   "token or client certificate; either will do, also with "
+                   "--tls-client-auth=require");
   table->AddString("ready-file", &options->ready_file, "FILE",
                    "Written when the role is up: its ports and process id, one name=value a line");
   if (!drains) return;
@@ -72,14 +90,16 @@ absl::Status WriteReadyFile(const std::string& path, const RolePorts& ports, int
 }
 
 absl::Status RunRole(const std::string& role, const RoleOptions& options,
+                     const auth::SecurityOptions& security,
                      const std::function<absl::StatusOr<RunningRole>(MetricRegistry*)>& start) {
   BlockStopSignals();
   RETURN_IF_ERROR(InitLog(options.log_level, role));
+  RETURN_IF_ERROR(auth::CheckSecurityOptions(security));
   MetricRegistry registry;
   std::unique_ptr<MetricsServer> metrics;
   int metrics_port = 0;
   if (!options.metrics_listen.empty()) {
-    ASSIGN_OR_RETURN(metrics, MetricsServer::Start(options.metrics_listen, &registry));
+    ASSIGN_OR_RETURN(metrics, StartMetrics(options, security, &registry));
     metrics_port = metrics->port();
   }
   ASSIGN_OR_RETURN(const RunningRole running, start(&registry));

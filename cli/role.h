@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/auth/security_options.h"
 #include "common/clock.h"
 #include "common/metrics.h"
 #include "common/options.h"
@@ -16,6 +17,8 @@ namespace oscarkv::cli {
 struct RoleOptions {
   std::string log_level = "info";
   std::string metrics_listen = "127.0.0.1:0";
+  bool metrics_tls = true;
+  std::string metrics_auth = "none";
   std::string ready_file;
   Duration drain_timeout = std::chrono::seconds(5);
 };
@@ -42,7 +45,9 @@ void WaitForStopSignal();
 
 // Starts the role, serves metrics, writes the ready file ("grpc=PORT\nmetrics=PORT\npid=PID\n", and
 // "http=PORT\n" where there is one, by rename) when all is up, waits for a stop signal, shuts down.
+// `security` is that of the role's ports, by which /metrics is served, too.
 absl::Status RunRole(const std::string& role, const RoleOptions& options,
+                     const auth::SecurityOptions& security,
                      const std::function<absl::StatusOr<RunningRole>(MetricRegistry*)>& start);
 
 absl::Status WriteReadyFile(const std::string& path, const RolePorts& ports, int metrics_port);

@@ -84,7 +84,7 @@ class RoleCommand final : public Command {
     AddRows(table, &options_);
   }
   absl::Status Run() override {
-    return RunRole(Role::kName, role_,
+    return RunRole(Role::kName, role_, options_.security,
                    [this](MetricRegistry* registry) { return Role::Start(options_, registry); });
   }
 

@@ -87,7 +87,7 @@ class ServeCommand final : public Command {
 
   // In one process: the same tables as the role commands', filled with the same arguments.
   absl::Status RunInProcess() {
-    return RunRole("serve", role_, [this](MetricRegistry* registry) -> absl::StatusOr<RunningRole> {
+    const auto start_all = [this](MetricRegistry* registry) -> absl::StatusOr<RunningRole> {
       auto roles = std::make_shared<std::vector<RunningRole>>();
       const auto start = [&](const std::string& role,
                              const std::vector<std::string>& args) -> absl::StatusOr<RolePorts> {
@@ -100,7 +100,8 @@ class ServeCommand final : public Command {
                            for (auto it = roles->rbegin(); it != roles->rend(); ++it)
                              it->shutdown(drain);
                          }};
-    });
+    };
+    return RunRole("serve", role_, security_, start_all);
   }
 
   absl::Status RunProcesses() {

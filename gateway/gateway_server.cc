@@ -156,6 +156,7 @@ struct GatewayServer::Impl {
   std::unique_ptr<ChatTemplate> chat_template;  // may be null
   std::unique_ptr<TenantClients> stores;
   std::unique_ptr<rpc::Guard> guard;
+  std::unique_ptr<auth::CertificateWatch> certificates;
   std::unique_ptr<TenantQuota> quota;
   std::unique_ptr<Router> router;
   std::unique_ptr<HttpServer> http;  // takes answers until the pipeline and the executor are gone
@@ -237,10 +238,11 @@ absl::Status GatewayServer::Impl::Load(MetricRegistry* given_registry,
   deps.executor = executor.get();
   deps.metrics = metrics.get();
   deps.registry = registry;
+  certificates = std::make_unique<auth::CertificateWatch>(options.security, registry);
+  deps.certificates = certificates.get();
   deps.tokenizer = tokenizer.get();
-  if (!options.security.auth_file.empty()) {
-    ASSIGN_OR_RETURN(deps.authenticator, auth::Authenticator::Open(options.security.auth_file));
-  }
+  deps.check = [this](absl::string_view authorization, absl::Span<const std::string> names,
+                      auth::Roles roles) { return guard->Check(authorization, names, roles); };
   deps.model = ModelName(options.model);
   deps.max_context = static_cast<uint32_t>(config.max_position_embeddings);
   deps.default_deadline = options.default_deadline;
@@ -280,19 +282,25 @@ absl::Status GatewayServer::Impl::Listen() {
 
 absl::Status GatewayServer::Impl::ListenHttp() {
   if (options.http_listen.empty()) return absl::OkStatus();
-  if (options.security.serves_tls()) {
-    return absl::InvalidArgumentError("--http-listen does not speak TLS yet: not with --tls-cert");
+  HttpServerSettings settings;
+  settings.listen = options.http_listen;
+  settings.thread_name = "gateway-http";
+  settings.security = options.security;
+  if (!auth::IsLoopback(options.http_listen) && !options.security.serves_tls()) {
+    LogWarn(
+        "NO TLS for HTTP on an address that other machines reach: prompts, answers and tokens "
+        "travel in plain text. Set --tls-cert and --tls-key (docs/security.md)",
+        {{"http_listen", options.http_listen}});
   }
-  HttpLimits limits;
-  limits.max_connections = static_cast<size_t>(options.http_max_connections);
-  limits.max_body_bytes = options.http_max_body_bytes;
+  settings.limits.max_connections = static_cast<size_t>(options.http_max_connections);
+  settings.limits.max_body_bytes = options.http_max_body_bytes;
   HttpEvents events;
   events.connections = [this](int open) { metrics->http_connections.Set(open); };
   events.refused = [this](absl::string_view reason) {
     metrics->http_refused.With({reason}).Increment();
   };
   absl::StatusOr<std::unique_ptr<HttpServer>> started = HttpServer::Start(
-      options.http_listen, limits,
+      settings,
       [this](std::shared_ptr<HttpExchange> exchange) { api->Handle(std::move(exchange)); }, events);
   if (!started.ok()) {
     return absl::Status(started.status().code(),

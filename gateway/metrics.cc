@@ -74,10 +74,11 @@ GatewayMetrics::GatewayMetrics(MetricRegistry* r)
                                   "HTTP requests that were answered, by route and status code "
                                   "(499: the client left).",
                                   {"route", "code"})),
-      http_refused(r->AddCounter("oscarkv_gateway_http_refused_total",
-                                 "HTTP requests and connections that broke a limit of the server: "
-                                 "header, body, memory, connections, slow, slow_reader, malformed.",
-                                 {"reason"})),
+      http_refused(
+          r->AddCounter("oscarkv_gateway_http_refused_total",
+                        "HTTP requests and connections that broke a limit of the server: "
+                        "tls, header, body, memory, connections, slow, slow_reader, malformed.",
+                        {"reason"})),
       http_connections(
           r->AddGauge("oscarkv_gateway_http_connections", "Open HTTP connections.").Get()) {
   // There from the start: Prometheus does not see the first increments of a series that appears

@@ -1,11 +1,15 @@
 #include "common/auth/certificate.h"
 
+#include <arpa/inet.h>
 #include <openssl/bio.h>
 #include <openssl/err.h>
 #include <openssl/pem.h>
 #include <openssl/x509.h>
+#include <openssl/x509v3.h>
 
+#include <ctime>
 #include <memory>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
@@ -55,6 +59,44 @@ absl::Status CheckDates(const X509* cert, int64_t unix_s) {
   return absl::OkStatus();
 }
 
+std::string CommonName(const X509* cert) {
+  const X509_NAME* subject = X509_get_subject_name(cert);
+  const int at = X509_NAME_get_index_by_NID(subject, NID_commonName, -1);
+  if (at < 0) return "";
+  const ASN1_STRING* data = X509_NAME_ENTRY_get_data(X509_NAME_get_entry(subject, at));
+  unsigned char* utf8 = nullptr;
+  const int size = ASN1_STRING_to_UTF8(&utf8, data);
+  std::string name(reinterpret_cast<const char*>(utf8), size > 0 ? size : 0);
+  OPENSSL_free(utf8);
+  return name.find('\0') == std::string::npos ? name : "";
+}
+
+std::string IpText(const ASN1_OCTET_STRING* ip) {
+  const unsigned char* b = ASN1_STRING_get0_data(ip);
+  const int size = ASN1_STRING_length(ip);
+  char text[INET6_ADDRSTRLEN] = "";
+  if (size == 4) inet_ntop(AF_INET, b, text, sizeof(text));
+  if (size == 16) inet_ntop(AF_INET6, b, text, sizeof(text));
+  return text;
+}
+
+std::string NameText(const GENERAL_NAME* name) {
+  switch (name->type) {
+    case GEN_DNS:
+    case GEN_URI:
+    case GEN_EMAIL: {
+      const ASN1_STRING* s = name->d.ia5;
+      std::string text(reinterpret_cast<const char*>(ASN1_STRING_get0_data(s)),
+                       ASN1_STRING_length(s));
+      return text.find('\0') == std::string::npos ? text : "";
+    }
+    case GEN_IPADD:
+      return IpText(name->d.iPAddress);
+    default:
+      return "";
+  }
+}
+
 // A passphrase would be asked for on the terminal of a daemon.
 int NoPassphrase(char*, int, int, void*) {
   return -1;
@@ -84,6 +126,41 @@ absl::Status CheckRoots(absl::string_view pem, int64_t unix_s) {
     if (last.ok()) return last;
   }
   return last;
+}
+
+std::vector<std::string> CertificateNames(const x509_st* certificate) {
+  std::vector<std::string> names;
+  const auto add = [&names](std::string name) {
+    if (!name.empty()) names.push_back(std::move(name));
+  };
+  auto* list = static_cast<GENERAL_NAMES*>(
+      X509_get_ext_d2i(certificate, NID_subject_alt_name, nullptr, nullptr));
+  for (int i = 0; list != nullptr && i < sk_GENERAL_NAME_num(list); ++i)
+    add(NameText(sk_GENERAL_NAME_value(list, i)));
+  GENERAL_NAMES_free(list);
+  ERR_clear_error();
+  add(CommonName(certificate));
+  return names;
+}
+
+std::vector<std::string> CertificateNames(absl::string_view pem) {
+  const BioPtr bio = Open(pem);
+  const CertPtr cert = ReadCert(bio.get());
+  return cert == nullptr ? std::vector<std::string>() : CertificateNames(cert.get());
+}
+
+std::vector<CertificateDate> CertificateDates(absl::string_view pem) {
+  std::vector<CertificateDate> dates;
+  const BioPtr bio = Open(pem);
+  while (dates.size() < kMaxDates) {
+    const CertPtr cert = ReadCert(bio.get());
+    if (cert == nullptr) break;
+    std::tm tm{};
+    if (ASN1_TIME_to_tm(X509_get0_notAfter(cert.get()), &tm) != 1) continue;
+    const std::string name = CommonName(cert.get());
+    dates.push_back({name.empty() ? "unnamed" : name, timegm(&tm)});
+  }
+  return dates;
 }
 
 }  // namespace oscarkv::auth

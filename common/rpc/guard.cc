@@ -36,7 +36,7 @@ auth::Identity Everyone() {
 
 Guard::Guard(std::shared_ptr<auth::Authenticator> authenticator, MetricRegistry* registry)
     : authenticator_(std::move(authenticator)) {
-  if (registry != nullptr) metrics_ = std::make_unique<GuardMetrics>(registry);
+  if (registry != nullptr) metrics_ = std::make_unique<auth::AuthMetrics>(registry);
 }
 
 absl::StatusOr<std::unique_ptr<Guard>> Guard::Create(const auth::SecurityOptions& options,

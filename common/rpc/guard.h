@@ -9,9 +9,9 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "common/auth/auth_metrics.h"
 #include "common/auth/authenticator.h"
 #include "common/auth/security_options.h"
-#include "common/rpc/metrics.h"
 
 namespace oscarkv::rpc {
 
@@ -41,7 +41,7 @@ class Guard {
 
  private:
   const std::shared_ptr<auth::Authenticator> authenticator_;
-  std::unique_ptr<GuardMetrics> metrics_;  // may be null
+  std::unique_ptr<auth::AuthMetrics> metrics_;  // may be null
 };
 
 // `guard` may be null: then everybody may do all.

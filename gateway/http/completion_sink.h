@@ -5,7 +5,7 @@
 #include <memory>
 #include <string>
 
-#include "gateway/http/http_server.h"
+#include "common/http/http_server.h"
 #include "gateway/http/openai_response.h"
 #include "gateway/request.h"
 

@@ -112,13 +112,7 @@ void HttpApi::Handle(std::shared_ptr<HttpExchange> exchange) {
 
 absl::StatusOr<auth::Identity> HttpApi::Caller(const HttpRequest& request,
                                                auth::Roles roles) const {
-  if (deps_.authenticator != nullptr) {
-    return deps_.authenticator->Check(request.header("Authorization"), {}, roles);
-  }
-  auth::Identity everyone;
-  everyone.roles = auth::kAllRoles;
-  everyone.everyone = true;
-  return everyone;
+  return deps_.check(request.header("Authorization"), request.certificate_names, roles);
 }
 
 void HttpApi::Reply(const std::shared_ptr<HttpExchange>& exchange, const char* route,
@@ -149,7 +143,8 @@ void HttpApi::Live(std::shared_ptr<HttpExchange> exchange) {
 void HttpApi::Metrics(std::shared_ptr<HttpExchange> exchange) {
   Post(exchange, "/metrics", [this, exchange] {
     HttpResponse response;
-    response.content_type = "text/plain; version=0.0.4; charset=utf-8";
+    response.content_type = kMetricsMediaType;
+    deps_.certificates->Refresh();
     response.body = MetricsText(*deps_.registry);
     Reply(exchange, "/metrics", std::move(response));
   });

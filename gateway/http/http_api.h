@@ -6,11 +6,13 @@
 #include <memory>
 #include <string>
 
-#include "common/auth/authenticator.h"
+#include "absl/types/span.h"
+#include "common/auth/certificate_metrics.h"
+#include "common/auth/identity.h"
 #include "common/clock.h"
+#include "common/http/http_server.h"
 #include "common/metrics.h"
 #include "common/task_pool.h"
-#include "gateway/http/http_server.h"
 #include "gateway/http/openai_request.h"
 #include "gateway/metrics.h"
 #include "gateway/request_pipeline.h"
@@ -25,9 +27,14 @@ struct HttpApiDeps {
   TaskPool* executor = nullptr;
   GatewayMetrics* metrics = nullptr;
   const MetricRegistry* registry = nullptr;
+  auth::CertificateWatch* certificates = nullptr;
   const Tokenizer* tokenizer = nullptr;
-  std::shared_ptr<auth::Authenticator> authenticator;  // null: nobody is asked who he is
-  std::string model;                                   // the name that clients may ask for
+  // Who a caller is, from its authorization header and its certificate's names, and that he has one
+  // of the roles; counts refusals (common/rpc/guard.h). Thread-safe.
+  std::function<absl::StatusOr<auth::Identity>(
+      absl::string_view authorization, absl::Span<const std::string> names, auth::Roles roles)>
+      check;
+  std::string model;  // the name that clients may ask for
   uint32_t max_context = 0;
   Duration default_deadline{};
   Duration status_timeout{};  // for asking the store's nodes
@@ -63,7 +70,7 @@ class HttpApi {
   void Completions(std::shared_ptr<HttpExchange> exchange);
   void ChatCompletions(std::shared_ptr<HttpExchange> exchange);
 
-  // By the request's bearer token.
+  // By the request's bearer token, else its client certificate.
   absl::StatusOr<auth::Identity> Caller(const HttpRequest& request, auth::Roles roles) const;
   // On the executor.
   void Complete(std::shared_ptr<HttpExchange> exchange, bool chat);

@@ -11,7 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
-#include "gateway/http/http_server.h"
+#include "common/http/http_server.h"
 #include "gateway/types.h"
 #include "model/tokenizer.h"
 

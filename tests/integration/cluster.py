@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import tempfile
 import time
@@ -46,13 +47,22 @@ class Role:
         self.listen = self.address = f"{self.host}:{values['grpc']}"
         self.metrics_port = int(values["metrics"])
         self.http_port = int(values.get("http", 0))
+        given = dict(zip(args, [*args[1:], ""]))
+        self.tls, self.scrape_token = None, ""
+        if "--tls-cert" in given:  # asked with its own certificate: tests' certificates are good for both sides
+            self.tls = ssl.create_default_context(cafile=given["--tls-ca"])
+            self.tls.load_cert_chain(given["--tls-cert"], given["--tls-key"])
 
     def log(self):
         return self.log_path.read_text(errors="replace")
 
     def metrics(self, timeout=10):
         """{'name{labels}': value} of a scrape."""
-        with urllib.request.urlopen(f"http://{self.host}:{self.metrics_port}/metrics", timeout=timeout) as response:
+        scheme = "http" if self.tls is None else "https"
+        request = urllib.request.Request(f"{scheme}://{self.host}:{self.metrics_port}/metrics")
+        if self.scrape_token:
+            request.add_header("Authorization", f"Bearer {self.scrape_token}")
+        with urllib.request.urlopen(request, timeout=timeout, context=self.tls) as response:
             lines = response.read().decode().splitlines()
         return {name: float(value) for name, value in
                 (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))}

@@ -46,7 +46,7 @@ HOMES = {
     r"absl/": [r"^(?!kernels/)"],
     r"Eigen/": [r"^codec/fit\.cc$"],
     r"openssl/": [r"^common/"],
-    r"boost/": [r"^gateway/http/http_server\.cc$"],
+    r"boost/": [r"^common/http/"],
 }
 
 

@@ -33,13 +33,19 @@ std::string HttpGet(int port, const std::string& path) {
   return answer;
 }
 
+MetricsServerSettings At(const std::string& address) {
+  MetricsServerSettings settings;
+  settings.listen = address;
+  return settings;
+}
+
 TEST(MetricsServerTest, ExposesEveryKind) {
   MetricRegistry registry;
   registry.AddCounter("oscarkv_test_bytes_total", "Bytes.", {"lane"}).With({"tcp"}).Add(7);
   registry.AddGauge("oscarkv_test_depth", "Depth.").Get().Set(-2);
   Histogram& h = registry.AddHistogram("oscarkv_test_seconds", "Time.", {1, 2}).GetHistogram();
   for (const double v : {0.5, 1.5, 9.0}) h.Observe(v);
-  const auto server = MetricsServer::Start("127.0.0.1:0", &registry);
+  const auto server = MetricsServer::Start(At("127.0.0.1:0"), &registry);
   ASSERT_TRUE(server.ok()) << server.status();
   ASSERT_GT((*server)->port(), 0);
   const std::string text = HttpGet((*server)->port(), "/metrics");
@@ -53,12 +59,24 @@ TEST(MetricsServerTest, ExposesEveryKind) {
   }
 }
 
+TEST(MetricsServerTest, AnythingElseIsRefused) {
+  MetricRegistry registry;
+  const auto server = MetricsServer::Start(At("127.0.0.1:0"), &registry);
+  ASSERT_TRUE(server.ok()) << server.status();
+  EXPECT_THAT(HttpGet((*server)->port(), "/"), HasSubstr("404 Not Found"));
+  EXPECT_THAT(HttpGet((*server)->port(), "/metrics/../x"), HasSubstr("404 Not Found"));
+  EXPECT_THAT(HttpGet((*server)->port(), "/" + std::string(20000, 'x')), HasSubstr("431 "));
+  const std::string text = HttpGet((*server)->port(), "/metrics");
+  EXPECT_THAT(text, HasSubstr("oscarkv_metrics_http_requests_total{code=\"404\"} 2"));
+  EXPECT_THAT(text, HasSubstr("oscarkv_metrics_http_refused_total{reason=\"header\"} 1"));
+}
+
 TEST(MetricsServerTest, BusyPortIsAnError) {
   MetricRegistry registry;
-  const auto server = MetricsServer::Start("127.0.0.1:0", &registry);
+  const auto server = MetricsServer::Start(At("127.0.0.1:0"), &registry);
   ASSERT_TRUE(server.ok()) << server.status();
   const std::string address = "127.0.0.1:" + std::to_string((*server)->port());
-  const absl::Status s = MetricsServer::Start(address, &registry).status();
+  const absl::Status s = MetricsServer::Start(At(address), &registry).status();
   EXPECT_EQ(s.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(s.message()), HasSubstr("cannot serve metrics on " + address));
 }

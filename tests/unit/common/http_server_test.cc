@@ -1,5 +1,5 @@
 // The HTTP server over real sockets: what it serves, and what hostile clients get.
-#include "gateway/http/http_server.h"
+#include "common/http/http_server.h"
 
 #include <arpa/inet.h>
 #include <gmock/gmock.h>
@@ -14,7 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/mutex.h"
 
-namespace oscarkv::gateway {
+namespace oscarkv {
 namespace {
 
 using ::testing::EndsWith;
@@ -85,9 +85,12 @@ class HttpServerTest : public ::testing::Test {
       ++refused_[std::string(reason)];
     };
     events.connections = [this](int open) { open_ = open; };
+    HttpServerSettings settings;
+    settings.listen = "127.0.0.1:0";
+    settings.limits = limits;
     auto started = HttpServer::Start(
-        "127.0.0.1:0", limits,
-        [this](std::shared_ptr<HttpExchange> exchange) { Handle(std::move(exchange)); }, events);
+        settings, [this](std::shared_ptr<HttpExchange> exchange) { Handle(std::move(exchange)); },
+        events);
     ASSERT_TRUE(started.ok()) << started.status();
     server_ = *std::move(started);
   }
@@ -432,11 +435,13 @@ TEST(HttpServerAddress, RefusalsNameTheAddress) {
                {"127.0.0.1:99999", absl::StatusCode::kInvalidArgument},
                {"192.0.2.1:80", absl::StatusCode::kUnavailable}};
   for (const auto& c : cases) {
-    const auto server = HttpServer::Start(c.address, {}, nullptr, {});
+    HttpServerSettings settings;
+    settings.listen = c.address;
+    const auto server = HttpServer::Start(settings, nullptr, {});
     EXPECT_EQ(server.status().code(), c.code) << c.address;
     EXPECT_THAT(std::string(server.status().message()), HasSubstr(c.address));
   }
 }
 
 }  // namespace
-}  // namespace oscarkv::gateway
+}  // namespace oscarkv

@@ -1,7 +1,7 @@
 // How a connection goes:
 //
-//   kIdle -> kHeader -> kBody -> kAnswer -> (keep-alive) kIdle ...
-//                 \________\________\-> kLinger -> closed
+//   (kHandshake ->) kHeader -> kBody -> kAnswer -> (keep-alive) kIdle -> kHeader ...
+//                           \________\________\-> kLinger -> closed
 //
 // Everything of a connection happens on the server's one thread; exchanges post to it. The parser
 // is fed by hand from a buffer, so that the connection decides between headers and body whether it
@@ -10,7 +10,7 @@
 //
 // One timer a connection, set anew with every state; when it fires the connection is closed.
 // kAnswer has no time limit of its own (the request's deadline has), only its writes have.
-#include "gateway/http/http_server.h"
+#include "common/http/http_server.h"
 
 #include <pthread.h>
 
@@ -28,9 +28,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "common/http/tls_stream.h"
 #include "common/log.h"
+#include "common/status_macros.h"
 
-namespace oscarkv::gateway {
+namespace oscarkv {
 namespace {
 
 namespace asio = boost::asio;
@@ -100,15 +102,28 @@ class Exchange final : public HttpExchange, public std::enable_shared_from_this<
 
 class Connection final : public std::enable_shared_from_this<Connection> {
  public:
-  Connection(Shared* shared, tcp::socket socket)
-      : shared_(shared), socket_(std::move(socket)), timer_(shared->io) {
+  // tls: null for plain text.
+  Connection(Shared* shared, tcp::socket socket, std::shared_ptr<TlsContext> tls)
+      : shared_(shared), stream_(std::move(socket), std::move(tls)), timer_(shared->io) {
     error_code ec;
-    const tcp::endpoint peer = socket_.remote_endpoint(ec);
+    const tcp::endpoint peer = stream_.socket().remote_endpoint(ec);
     if (!ec) peer_ = absl::StrCat(peer.address().to_string(), ":", peer.port());
-    socket_.set_option(tcp::no_delay(true), ec);
+    stream_.socket().set_option(tcp::no_delay(true), ec);
   }
 
   void Start() {
+    if (!stream_.secure()) return Begin();
+    state_ = State::kHandshake;
+    SetTimer(shared_->limits.header_timeout);
+    stream_.Handshake([self = shared_from_this()](error_code ec) {
+      if (self->state_ != State::kHandshake) return;
+      if (!ec) return self->Begin();
+      self->shared_->Refused("tls");  // not logged one by one: anyone can make many
+      self->Close();
+    });
+  }
+  void Begin() {
+    peer_names_ = stream_.PeerNames();
     NewParser();
     state_ = State::kHeader;  // a connection that says nothing has no more time than a slow header
     SetTimer(shared_->limits.header_timeout);
@@ -116,7 +131,10 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   }
   void Refuse(int status, absl::string_view reason, absl::string_view message);
   void CloseIfIdle() {
-    if (state_ == State::kIdle || (state_ == State::kHeader && buffer_.size() == 0)) Close();
+    if (state_ == State::kIdle || state_ == State::kHandshake ||
+        (state_ == State::kHeader && buffer_.size() == 0)) {
+      Close();
+    }
   }
   void Close();
 
@@ -126,7 +144,7 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   void Finish(const Exchange* which, bool complete);
 
  private:
-  enum class State { kIdle, kHeader, kBody, kAnswer, kLinger, kClosed };
+  enum class State { kHandshake, kIdle, kHeader, kBody, kAnswer, kLinger, kClosed };
   using Parser = bhttp::request_parser<bhttp::string_body>;
 
   void NewParser() {
@@ -159,9 +177,10 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   void Linger();
 
   Shared* const shared_;
-  tcp::socket socket_;
+  TlsStream stream_;
   asio::steady_timer timer_;
   std::string peer_;
+  std::vector<std::string> peer_names_;
   State state_ = State::kIdle;
   // Not read into buffer_, of which a request may be parsed while a read is pending.
   std::array<char, kReadBytes> read_;
@@ -228,6 +247,7 @@ void Exchange::Over(bool gone) {
 
 void Connection::TimedOut() {
   if (state_ == State::kClosed) return;
+  if (state_ == State::kHandshake) shared_->Refused("slow");
   if (state_ == State::kHeader && buffer_.size() > 0) {
     return Refuse(408, "slow", "the request's headers did not come in time");
   }
@@ -243,9 +263,8 @@ void Connection::Read() {
   // While an answer is under way at most the next request's headers are taken in.
   if (state_ == State::kAnswer && buffer_.size() >= shared_->limits.max_header_bytes) return;
   reading_ = true;
-  socket_.async_read_some(
-      asio::buffer(read_),
-      [self = shared_from_this()](error_code ec, size_t n) { self->OnRead(ec, n); });
+  stream_.ReadSome(asio::buffer(read_),
+                   [self = shared_from_this()](error_code ec, size_t n) { self->OnRead(ec, n); });
 }
 
 void Connection::OnRead(error_code ec, size_t n) {
@@ -297,6 +316,10 @@ bool Connection::AcceptHeader() {
     Refuse(400, "malformed", "exactly one Host header is expected");
     return false;
   }
+  if (request.count(bhttp::field::authorization) > 1) {  // which one would count?
+    Refuse(400, "malformed", "at most one Authorization header is expected");
+    return false;
+  }
   const auto length = parser_->content_length();
   const size_t need = length               ? static_cast<size_t>(*length)
                       : parser_->chunked() ? shared_->limits.max_body_bytes
@@ -343,6 +366,7 @@ void Connection::Handle() {
   shared_->body_bytes -= body_bytes_ - request.body.size();
   body_bytes_ = request.body.size();
   request.peer = peer_;
+  request.certificate_names = peer_names_;
   keep_alive_ = message.keep_alive() && !shared_->stopping;
   chunked_ = message.version() == 11;
   head_only_ = request.method == "HEAD";
@@ -436,9 +460,8 @@ void Connection::Flush() {
   write_pending_ = true;
   SetTimer(shared_->limits.write_timeout);
   const size_t n = std::min(kWriteBytes, writing_.size() - written_);
-  asio::async_write(
-      socket_, asio::buffer(writing_.data() + written_, n),
-      [self = shared_from_this()](error_code ec, size_t n) { self->OnWritten(ec, n); });
+  stream_.Write(asio::buffer(writing_.data() + written_, n),
+                [self = shared_from_this()](error_code ec, size_t n) { self->OnWritten(ec, n); });
 }
 
 void Connection::OnWritten(error_code ec, size_t n) {
@@ -473,8 +496,7 @@ void Connection::AnswerWritten() {
 // request comes.
 void Connection::Linger() {
   state_ = State::kLinger;
-  error_code ec;
-  socket_.shutdown(tcp::socket::shutdown_send, ec);
+  stream_.EndWriting(shared_from_this());
   buffer_.consume(buffer_.size());
   SetTimer(kLingerTime);
   Read();
@@ -486,7 +508,7 @@ void Connection::Close() {
   state_ = State::kClosed;
   FreeBody();
   error_code ec;
-  socket_.close(ec);
+  stream_.socket().close(ec);
   timer_.cancel();
   if (exchange_ != nullptr) {
     exchange_->Over(/*gone=*/true);
@@ -518,6 +540,7 @@ const char* HttpReason(int status) {
 }
 
 struct HttpServer::Impl {
+  std::unique_ptr<TlsContexts> tls;  // null: plain text
   Shared shared;
   tcp::acceptor acceptor{shared.io};
   asio::steady_timer retry{shared.io};
@@ -578,12 +601,16 @@ void HttpServer::Impl::OnAccept(error_code ec, tcp::socket socket) {
   const bool full = shared.connections.size() >= shared.limits.max_connections;
   // A few more, for a moment, are told that there are too many.
   if (shared.connections.size() < shared.limits.max_connections + 64) {
-    auto connection = std::make_shared<Connection>(&shared, std::move(socket));
+    auto connection = std::make_shared<Connection>(&shared, std::move(socket),
+                                                   tls == nullptr ? nullptr : tls->Current());
     shared.connections.insert(connection);
     if (shared.events.connections) {
       shared.events.connections(static_cast<int>(shared.connections.size()));
     }
-    if (full) {
+    if (full && tls != nullptr) {  // an answer would need a handshake
+      shared.Refused("connections");
+      connection->Close();
+    } else if (full) {
       connection->Refuse(503, "connections", "too many connections; try again in 1 s");
     } else {
       connection->Start();
@@ -594,18 +621,20 @@ void HttpServer::Impl::OnAccept(error_code ec, tcp::socket socket) {
   Accept();
 }
 
-absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const std::string& address,
-                                                              const HttpLimits& limits,
+absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpServerSettings& settings,
                                                               HttpHandler handler,
                                                               HttpEvents events) {
   auto impl = std::make_unique<Impl>();
-  impl->shared.limits = limits;
+  impl->shared.limits = settings.limits;
   impl->shared.handler = std::move(handler);
   impl->shared.events = std::move(events);
-  if (absl::Status listening = impl->Listen(address); !listening.ok()) return listening;
+  if (settings.security.serves_tls()) {
+    ASSIGN_OR_RETURN(impl->tls, TlsContexts::Create(settings.security, SteadyClock::Get()));
+  }
+  RETURN_IF_ERROR(impl->Listen(settings.listen));
   impl->Accept();
   impl->thread = std::thread([impl = impl.get()] { impl->shared.io.run(); });
-  pthread_setname_np(impl->thread.native_handle(), "gateway-http");
+  pthread_setname_np(impl->thread.native_handle(), settings.thread_name.substr(0, 15).c_str());
   return std::unique_ptr<HttpServer>(new HttpServer(std::move(impl)));
 }
 
@@ -648,4 +677,4 @@ void HttpServer::Stop(Duration drain) {
   impl_->thread.join();
 }
 
-}  // namespace oscarkv::gateway
+}  // namespace oscarkv

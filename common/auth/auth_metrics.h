@@ -1,12 +1,12 @@
-// Metrics of every role's gRPC server.
+// Refusals at every door: gRPC and HTTP.
 #pragma once
 
 #include "common/metrics.h"
 
-namespace oscarkv::rpc {
+namespace oscarkv::auth {
 
-struct GuardMetrics {
-  explicit GuardMetrics(MetricRegistry* r)
+struct AuthMetrics {
+  explicit AuthMetrics(MetricRegistry* r)
       : refused(r->AddCounter("oscarkv_auth_refused_total",
                               "Calls refused for who made them (UNAUTHENTICATED) or what he may do "
                               "(PERMISSION_DENIED)",
@@ -14,4 +14,4 @@ struct GuardMetrics {
   MetricFamily& refused;  // {code}
 };
 
-}  // namespace oscarkv::rpc
+}  // namespace oscarkv::auth
