@@ -11,7 +11,8 @@ from reference import ROOT, check_value, config_lines, metrics, metrics_of_expre
 
 OVERLAYS = ("cpu", "cuda", "rdma", "dev", "secure")
 # Made by whoever deploys (deploy/k8s/README.md), with these keys.
-SECRETS = {"oscarkv-tls": {"tls.crt", "tls.key", "ca.crt"}, "oscarkv-auth": {"auth"}}
+SECRETS = {"oscarkv-tls": {"tls.crt", "tls.key", "ca.crt"}, "oscarkv-auth": {"auth"},
+           "oscarkv-metrics": {"ca.crt", "token"}}
 ROLES = ("kvstore", "prefill", "attention", "gateway")
 PORTS = {"gateway": 7400, "kvstore": 7401, "prefill": 7402, "attention": 7403}
 METRICS_PORT = 9400
@@ -357,6 +358,16 @@ class Secured(unittest.TestCase):
                 self.assertIn(file, SECRETS[mounts[folder]["secret"]["secretName"]], f"{role} --{option}")
             self.assertEqual(given["tls-client-auth"], "optional" if role == "gateway" else "require")
             self.assertEqual({p["appProtocol"] for p in overlay.get("Service", f"oscarkv-{role}")["spec"]["ports"]}, {"https"})
+
+    def test_prometheus_shows_a_token_and_trusts_the_ca(self):
+        overlay = Overlay("secure")
+        for role, o, container in overlay.roles():
+            self.assertEqual(overlay.effective(role, container)["metrics-auth"], "operator")
+        endpoint, = overlay.get("PodMonitor", "oscarkv")["spec"]["podMetricsEndpoints"]
+        self.assertEqual((endpoint["scheme"], endpoint["authorization"]["type"]), ("https", "Bearer"))
+        for ref in (endpoint["tlsConfig"]["ca"]["secret"], endpoint["authorization"]["credentials"]):
+            self.assertIn(ref["key"], SECRETS[ref["name"]])
+        self.assertEqual(endpoint["tlsConfig"]["serverName"], overlay.effective(role, container)["tls-peer-name"])
 
     def test_no_secret_is_in_the_repository(self):
         for name in OVERLAYS:

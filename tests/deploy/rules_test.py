@@ -67,6 +67,17 @@ CASES = {
                                constant('oscarkv_worker_kv_compression_ratio{role="attention"}', 1)],
                               [constant('oscarkv_worker_kv_compression_ratio{role="prefill"}', 7.1),
                                constant('oscarkv_worker_kv_compression_ratio{role="attention"}', 7.1)]),
+    "OscarkvCertificateEnds": ([constant('oscarkv_tls_certificate_expires_seconds{file="tls-cert", name="a"}', 13 * 86400)],
+                               [constant('oscarkv_tls_certificate_expires_seconds{file="tls-cert", name="a"}', 15 * 86400),
+                                line('oscarkv_tls_certificate_expires_seconds{file="tls-cert", name="gone"}', "NaN " * 60)]),
+    "OscarkvCertificateEndsNow": ([constant('oscarkv_tls_certificate_expires_seconds{file="tls-ca", name="a"}', -1)],
+                                  [constant('oscarkv_tls_certificate_expires_seconds{file="tls-ca", name="a"}', 14 * 86400)]),
+    "OscarkvCallersRefused": ([counter('oscarkv_auth_refused_total{code="UNAUTHENTICATED"}', 31)],
+                              [counter('oscarkv_auth_refused_total{code="UNAUTHENTICATED"}', 29)]),
+    "OscarkvHttpLimits": ([counter('oscarkv_gateway_http_refused_total{reason="tls"}', 31)],
+                          [counter('oscarkv_gateway_http_refused_total{reason="tls"}', 29)]),
+    "OscarkvDataPathRefused": ([counter('oscarkv_transport_refused_total{lane="tcp", what="hello"}', 2)],
+                               [counter('oscarkv_transport_refused_total{lane="tcp", what="hello"}', 1)]),
     "OscarkvErrors": (requests(98, "UNAVAILABLE", 2), requests(50, "CANCELLED", 50)),
     "OscarkvRefusals": (requests(94, "RESOURCE_EXHAUSTED", 6), requests(96, "RESOURCE_EXHAUSTED", 4)),
     "OscarkvQueueAge": ([constant("oscarkv_gateway_queue_age_seconds", 31)], [constant("oscarkv_gateway_queue_age_seconds", 30)]),
@@ -132,6 +143,12 @@ class Rules(unittest.TestCase):
     def test_rules_and_example_config_are_valid(self):
         self.run_promtool("check", "rules", RULES)
         self.run_promtool("check", "config", RULES.parent / "prometheus.yaml")
+        with tempfile.TemporaryDirectory() as folder:  # the files that the secured one names are the operator's
+            for file in (RULES, RULES.parent / "prometheus-secure.yaml"):
+                shutil.copy(file, folder)
+            for file in ("ca.crt", "prometheus.token"):
+                Path(folder, file).touch()
+            self.run_promtool("check", "config", Path(folder, "prometheus-secure.yaml"))
 
     def test_every_alert_fires_and_is_quiet(self):
         alerts = {r["alert"] for g in yaml.safe_load(RULES.read_text())["groups"] for r in g["rules"]}
