@@ -74,6 +74,14 @@ void AddRows(OptionTable* table, Options* options) {
   AddOptions(table, options);
 }
 
+const auth::SecurityOptions& SecurityOf(const auto& options) {
+  if constexpr (requires { options.worker; }) {
+    return options.worker.security;
+  } else {
+    return options.security;
+  }
+}
+
 template <typename Role>
 class RoleCommand final : public Command {
  public:
@@ -84,7 +92,7 @@ class RoleCommand final : public Command {
     AddRows(table, &options_);
   }
   absl::Status Run() override {
-    return RunRole(Role::kName, role_, options_.security,
+    return RunRole(Role::kName, role_, SecurityOf(options_),
                    [this](MetricRegistry* registry) { return Role::Start(options_, registry); });
   }
 

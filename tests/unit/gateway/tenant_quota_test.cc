@@ -6,6 +6,7 @@
 #include <map>
 
 #include "absl/strings/str_cat.h"
+#include "gateway/retry_hint.h"
 
 namespace oscarkv::gateway {
 namespace {
