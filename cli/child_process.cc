@@ -1,9 +1,12 @@
 #include "cli/child_process.h"
 
+#include <arpa/inet.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -53,6 +56,27 @@ RolePorts ReadPorts(const std::string& path) {
 }
 
 }  // namespace
+
+absl::StatusOr<std::vector<int>> FreePorts(int count) {
+  std::vector<int> sockets, ports;
+  for (int i = 0; i < count; ++i) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof(address);
+    const int s = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (s >= 0) sockets.push_back(s);
+    if (s < 0 || bind(s, reinterpret_cast<sockaddr*>(&address), size) != 0 ||
+        getsockname(s, reinterpret_cast<sockaddr*>(&address), &size) != 0)
+      break;
+    ports.push_back(ntohs(address.sin_port));
+  }
+  const int error = errno;
+  for (const int s : sockets) close(s);  // together, so that no port comes twice
+  if (ports.size() == static_cast<size_t>(count)) return ports;
+  return absl::UnavailableError(
+      absl::StrCat("no free port on 127.0.0.1 for a KV node: ", std::strerror(error)));
+}
 
 ChildProcesses::ChildProcesses(std::string log_dir) : log_dir_(std::move(log_dir)) {
   std::string pattern =

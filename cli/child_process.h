@@ -14,6 +14,9 @@
 
 namespace oscarkv::cli {
 
+// Ports of 127.0.0.1 that nobody listened on a moment ago, distinct.
+absl::StatusOr<std::vector<int>> FreePorts(int count);
+
 // One thread. Call BlockStopSignals() first.
 class ChildProcesses {
  public:

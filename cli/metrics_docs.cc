@@ -30,6 +30,7 @@ std::string MetricsPage() {
       "serves `/metrics` on its "
       "`--metrics-listen`. Times are in seconds, sizes in bytes.\n",
       Section<KvNodeMetrics>("KV node"), Section<KvTierMetrics>("KV node: tier on disk"),
+      Section<KvRepairMetrics>("KV node: copies at other nodes"),
       Section<KvClientMetrics>("Store client (in workers and the gateway)"),
       Section<TransportMetrics>("Transport (in KV nodes and workers)"),
       Section<worker::WorkerMetrics>("Both workers"), Section<PrefillMetrics>("Prefill worker"),

@@ -18,12 +18,12 @@ namespace {
 struct KvstoreRole {
   using Options = KvStoreServerOptions;
   static constexpr const char* kName = "kvstore";
-  static constexpr bool kDrains = false;
+  static constexpr bool kDrains = true;
   static constexpr const char* kSummary = "Run a KV node: the memory that blocks are stored in";
   static absl::StatusOr<RunningRole> Start(const Options& options, MetricRegistry* registry) {
     ASSIGN_OR_RETURN(std::shared_ptr<KvStoreServer> server,
                      KvStoreServer::Start(options, registry));
-    return RunningRole{{server->port()}, [server](Duration) { server->Shutdown(); }};
+    return RunningRole{{server->port()}, [server](Duration drain) { server->Shutdown(drain); }};
   }
 };
 

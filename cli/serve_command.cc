@@ -119,10 +119,9 @@ class ServeCommand final : public Command {
                            std::vector<std::string> args) -> absl::StatusOr<RolePorts> {
       args.insert(args.begin(), role);
       args.insert(args.end(), {"--log-level", role_.log_level});
-      if (role != "kvstore") {
-        args.insert(args.end(),
-                    {"--drain-timeout", absl::StrCat(role_.drain_timeout.count(), "ns")});
-      }
+      // All nodes stop together: none has to bring its blocks to another.
+      const Duration drain = role == "kvstore" ? Duration(0) : role_.drain_timeout;
+      args.insert(args.end(), {"--drain-timeout", absl::StrCat(drain.count(), "ns")});
       return children.Start(role, args, std::chrono::seconds(60));
     };
     ASSIGN_OR_RETURN(const RolePorts ports, StartAll(start));
@@ -156,7 +155,7 @@ class ServeCommand final : public Command {
     const std::vector<std::string> store_args = {"--listen",    "127.0.0.1:0",
                                                  "--capacity",  absl::StrCat(capacity_),
                                                  "--ucx-lanes", ucx_lanes_};
-    ASSIGN_OR_RETURN(const std::string nodes, start_some("kvstore", kvstores_, store_args));
+    ASSIGN_OR_RETURN(const std::string nodes, StartNodes(start, start_some, store_args));
     std::vector<std::string> worker_args = WorkerArgs(nodes);
     worker_args.insert(worker_args.end(), {"--listen", "127.0.0.1:0"});
     ASSIGN_OR_RETURN(const std::string prefills, start_some("prefill", prefills_, worker_args));
@@ -165,6 +164,25 @@ class ServeCommand final : public Command {
     return start("gateway", {"--model", model_, "--nodes", nodes, "--replicas", Replicas(),
                              "--prefill", prefills, "--attention", attentions, "--listen", listen_,
                              "--http-listen", http_listen_});
+  }
+
+  // Nodes of one process share its fate. Those with processes of their own restore each other's
+  // lost copies; for that they are told their addresses when they start.
+  template <typename Start, typename StartSome>
+  absl::StatusOr<std::string> StartNodes(const Start& start, const StartSome& start_some,
+                                         std::vector<std::string> args) {
+    if (!processes_ || replicas_ < 2 || kvstores_ < 2)
+      return start_some("kvstore", kvstores_, args);
+    ASSIGN_OR_RETURN(const std::vector<int> ports, FreePorts(kvstores_));
+    std::vector<std::string> endpoints;
+    for (const int port : ports) endpoints.push_back(absl::StrCat("127.0.0.1:", port));
+    const std::string nodes = absl::StrJoin(endpoints, ",");
+    args.insert(args.end(), {"--nodes", nodes, "--replicas", Replicas()});
+    for (const std::string& endpoint : endpoints) {
+      args[1] = endpoint;  // of --listen
+      RETURN_IF_ERROR(start("kvstore", args).status());
+    }
+    return nodes;
   }
 
   std::string model_ = "models/reference", listen_ = "127.0.0.1:7400", profile_ = "oscar",

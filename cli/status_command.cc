@@ -28,6 +28,18 @@ std::string StoreLine(const v1::GetStatusResponse& s) {
   uint32_t take_puts = 0;
   for (const v1::StoreNodeStatus& n : s.nodes()) take_puts += n.reachable() && !n.draining();
   if (take_puts < s.replicas()) absl::StrAppend(&line, "   NEW BLOCKS GET ", take_puts);
+  uint64_t under = 0, no_room = 0, restored = 0;
+  bool known = false;
+  for (const v1::StoreNodeStatus& n : s.nodes()) {
+    known |= n.knows_peers();
+    under += n.waiting_copies() + n.no_node_copies();
+    no_room += n.no_room_copies();
+    restored += n.restored_copies();
+  }
+  if (known) {
+    absl::StrAppend(&line, "   under-replicated blocks: ", under, ", no room for a copy: ", no_room,
+                    ", restored: ", restored);
+  }
   if (!s.membership_error().empty())
     absl::StrAppend(&line, "   MEMBERSHIP NOT REACHABLE, last known list: ", s.membership_error());
   return line;

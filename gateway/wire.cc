@@ -256,6 +256,12 @@ v1::StoreNodeStatus ToProto(const KvNodeStats& stats) {
   out.set_sessions(stats.sessions);
   out.set_zone(stats.zone);
   out.set_draining(stats.draining);
+  out.set_knows_peers(stats.replicas.known);
+  out.set_waiting_copies(stats.replicas.waiting_blocks);
+  out.set_no_node_copies(stats.replicas.no_node_blocks);
+  out.set_no_room_copies(stats.replicas.no_room_blocks);
+  out.set_restored_copies(stats.replicas.restored_blocks);
+  out.set_silent_peers(stats.replicas.silent_peers);
   out.set_ssd_capacity_bytes(stats.tier.capacity_bytes);
   out.set_ssd_used_bytes(stats.tier.used_bytes);
   for (uint64_t blocks : stats.tier.kind_blocks) out.set_ssd_blocks(out.ssd_blocks() + blocks);

@@ -315,6 +315,9 @@ void ToProto(const kv::PutStartRequest& in, v1::PutStartRequest* out) {
     item->set_kind(static_cast<v1::BlockKind>(i.kind));
     item->set_size(i.size);
     item->set_ttl_ms(ToMs(i.ttl));
+    if (!i.placement.empty()) KeyToProto(i.placement, item->mutable_placement());
+    item->set_restored(i.restored);
+    item->set_idle_ms(ToMs(i.idle));
   }
 }
 absl::Status FromProto(const v1::PutStartRequest& in, kv::PutStartRequest* out) {
@@ -334,6 +337,9 @@ absl::Status FromProto(const v1::PutStartRequest& in, kv::PutStartRequest* out) 
     o.kind = static_cast<BlockKind>(item.kind());
     o.size = item.size();
     o.ttl = FromMs(item.ttl_ms());
+    if (!item.placement().empty()) RETURN_IF_ERROR(KeyFromProto(item.placement(), &o.placement));
+    o.restored = item.restored();
+    o.idle = FromMs(item.idle_ms());
   }
   return absl::OkStatus();
 }
@@ -486,6 +492,14 @@ void ToProto(const kv::StatsResponse& in, v1::StatsResponse* out) {
   out->set_evictions(in.evictions);
   out->set_sessions(in.sessions);
   out->set_incarnation(in.incarnation);
+  if (in.replicas.known) {
+    v1::ReplicaStats* replicas = out->mutable_replicas();
+    replicas->set_waiting_blocks(in.replicas.waiting_blocks);
+    replicas->set_no_node_blocks(in.replicas.no_node_blocks);
+    replicas->set_no_room_blocks(in.replicas.no_room_blocks);
+    replicas->set_restored_blocks(in.replicas.restored_blocks);
+    replicas->set_silent_peers(in.replicas.silent_peers);
+  }
   if (in.tier.capacity_bytes > 0) TierToProto(in.tier, out->mutable_tier());
 }
 absl::Status FromProto(const v1::StatsResponse& in, kv::StatsResponse* out) {
@@ -500,7 +514,79 @@ absl::Status FromProto(const v1::StatsResponse& in, kv::StatsResponse* out) {
   out->evictions = in.evictions();
   out->sessions = in.sessions();
   out->incarnation = in.incarnation();
+  if (in.has_replicas()) {
+    const v1::ReplicaStats& replicas = in.replicas();
+    out->replicas = {true,
+                     replicas.waiting_blocks(),
+                     replicas.no_node_blocks(),
+                     replicas.no_room_blocks(),
+                     replicas.restored_blocks(),
+                     replicas.silent_peers()};
+  }
   if (in.has_tier()) out->tier = TierFromProto(in.tier());
+  return absl::OkStatus();
+}
+
+// --- Between nodes ---
+
+void ToProto(const kv::CompareDigestsRequest& in, v1::CompareDigestsRequest* out) {
+  out->set_from(in.from);
+  out->mutable_digests()->Add(in.digests.begin(), in.digests.end());
+}
+absl::Status FromProto(const v1::CompareDigestsRequest& in, kv::CompareDigestsRequest* out) {
+  if (in.digests_size() != static_cast<int>(kv::kDigestBuckets) ||
+      in.from().size() > kv::kMaxNameLength) {
+    return absl::InvalidArgumentError(absl::StrCat(in.digests_size(), " digests from a name of ",
+                                                   in.from().size(), " bytes: expected ",
+                                                   kv::kDigestBuckets, " from an endpoint"));
+  }
+  out->from = in.from();
+  out->digests.assign(in.digests().begin(), in.digests().end());
+  return absl::OkStatus();
+}
+void ToProto(const kv::CompareDigestsResponse& in, v1::CompareDigestsResponse* out) {
+  out->mutable_differing()->Add(in.differing.begin(), in.differing.end());
+}
+absl::Status FromProto(const v1::CompareDigestsResponse& in, kv::CompareDigestsResponse* out) {
+  for (const uint32_t bucket : in.differing()) {
+    if (bucket >= kv::kDigestBuckets || out->differing.size() >= kv::kDigestBuckets) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("bucket ", bucket, ": expected each below ", kv::kDigestBuckets, " once"));
+    }
+    out->differing.push_back(bucket);
+  }
+  return absl::OkStatus();
+}
+
+void ToProto(const kv::CompareBlocksRequest& in, v1::CompareBlocksRequest* out) {
+  out->set_tenant(in.tenant.data(), in.tenant.size());
+  KeysToProto(in.keys, out->mutable_keys());
+  out->mutable_idle_seconds()->Add(in.idle_seconds.begin(), in.idle_seconds.end());
+}
+absl::Status FromProto(const v1::CompareBlocksRequest& in, kv::CompareBlocksRequest* out) {
+  if (in.tenant().size() != out->tenant.size()) {
+    return absl::InvalidArgumentError(absl::StrCat("tenant digest of ", in.tenant().size(),
+                                                   " bytes: expected ", out->tenant.size()));
+  }
+  std::memcpy(out->tenant.data(), in.tenant().data(), out->tenant.size());
+  RETURN_IF_ERROR(KeysFromProto(in.keys(), &out->keys));
+  if (static_cast<size_t>(in.idle_seconds_size()) != out->keys.size()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        out->keys.size(), " keys and ", in.idle_seconds_size(), " idle times: expected as many"));
+  }
+  out->idle_seconds.assign(in.idle_seconds().begin(), in.idle_seconds().end());
+  return absl::OkStatus();
+}
+void ToProto(const kv::CompareBlocksResponse& in, v1::CompareBlocksResponse* out) {
+  for (const kv::CopyState state : in.states) out->add_states(static_cast<v1::CopyState>(state));
+}
+absl::Status FromProto(const v1::CompareBlocksResponse& in, kv::CompareBlocksResponse* out) {
+  RETURN_IF_ERROR(CheckCount(in.states_size(), "states"));
+  for (const int state : in.states()) {
+    // What a newer node may say that we do not know: nothing to do for us.
+    out->states.push_back(state >= 1 && state <= 4 ? static_cast<kv::CopyState>(state)
+                                                   : kv::CopyState::kStored);
+  }
   return absl::OkStatus();
 }
 

@@ -39,6 +39,10 @@ OSCARKV_ADAPT(EraseRequest)
 OSCARKV_ADAPT(EraseResponse)
 OSCARKV_ADAPT(StatsRequest)
 OSCARKV_ADAPT(StatsResponse)
+OSCARKV_ADAPT(CompareDigestsRequest)
+OSCARKV_ADAPT(CompareDigestsResponse)
+OSCARKV_ADAPT(CompareBlocksRequest)
+OSCARKV_ADAPT(CompareBlocksResponse)
 #undef OSCARKV_ADAPT
 
 // The items of the data path's streams.

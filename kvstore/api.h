@@ -6,6 +6,7 @@
 // the request.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <variant>
@@ -133,6 +134,9 @@ struct PutItem {
   BlockKind kind = BlockKind::kPage;
   uint64_t size = 0;
   Duration ttl{0};
+  BlockKey placement = {};
+  bool restored = false;
+  Duration idle{0};
 };
 struct PutStartResponse {
   std::vector<absl::Status> statuses;
@@ -188,10 +192,32 @@ struct StatsResponse {
   uint64_t kind_bytes[kNumBlockKinds] = {};  // by BlockKind - 1
   uint64_t kind_blocks[kNumBlockKinds] = {};
   uint64_t hits = 0, misses = 0, evictions = 0, sessions = 0, incarnation = 0;
+  ReplicaStats replicas;
   TierStats tier;
 };
 struct StatsRequest {
   using Response = StatsResponse;
+};
+
+inline constexpr size_t kDigestBuckets = 1024;
+struct CompareDigestsResponse {
+  std::vector<uint32_t> differing;  // buckets
+};
+struct CompareDigestsRequest {
+  using Response = CompareDigestsResponse;
+  std::string from;               // the asking node's endpoint
+  std::vector<uint64_t> digests;  // kDigestBuckets
+};
+
+enum class CopyState : uint8_t { kStored = 1, kWanted = 2, kNoRoom = 3, kErased = 4 };
+struct CompareBlocksResponse {
+  std::vector<CopyState> states;  // one per key
+};
+struct CompareBlocksRequest {
+  using Response = CompareBlocksResponse;
+  std::array<uint8_t, 16> tenant{};  // TenantDigest
+  std::vector<BlockKey> keys;
+  std::vector<uint32_t> idle_seconds;  // one per key
 };
 
 // The streaming data path. Not part of KvRequest: these are long calls with their own methods.
@@ -209,13 +235,15 @@ struct WriteChunk {
 using KvRequest =
     std::variant<OpenSessionRequest, KeepAliveRequest, CloseSessionRequest, MatchPrefixRequest,
                  ExistsRequest, GetStartRequest, RenewPinsRequest, ReleaseRequest, PutStartRequest,
-                 PutEndRequest, PutRevokeRequest, EraseRequest, StatsRequest>;
+                 PutEndRequest, PutRevokeRequest, EraseRequest, StatsRequest, CompareDigestsRequest,
+                 CompareBlocksRequest>;
 
 // Of each request, in the same order.
 using KvResponse =
     std::variant<OpenSessionResponse, KeepAliveResponse, CloseSessionResponse, MatchPrefixResponse,
                  ExistsResponse, GetStartResponse, RenewPinsResponse, ReleaseResponse,
-                 PutStartResponse, PutEndResponse, PutRevokeResponse, EraseResponse, StatsResponse>;
+                 PutStartResponse, PutEndResponse, PutRevokeResponse, EraseResponse, StatsResponse,
+                 CompareDigestsResponse, CompareBlocksResponse>;
 
 }  // namespace kv
 }  // namespace oscarkv

@@ -37,10 +37,11 @@ KvNodeMetrics::KvNodeMetrics(MetricRegistry* r)
                            "Tokens of the blocks looked up by prefix matches", {"result"})),
       puts(r->AddCounter("oscarkv_kvstore_puts_total",
                          "Puts by outcome: committed, revoked, expired, refused", {"outcome"})),
-      corrupt(r->AddCounter(
-          "oscarkv_kvstore_corrupt_blocks_total",
-          "Checksum failures: on put, of a stored block, or only of a reader's copy of it",
-          {"found"})),
+      corrupt(r->AddCounter("oscarkv_kvstore_corrupt_blocks_total",
+                            "Checksum failures: on put, of a stored block (when a reader or "
+                            "another node complained), "
+                            "of one that the scrubber read, or only of a reader's copy",
+                            {"found"})),
       expired(r->AddCounter("oscarkv_kvstore_expired_total",
                             "What ended by its TTL: block, pin, session", {"what"})),
       stream_bytes(r->AddCounter("oscarkv_kvstore_stream_bytes_total",
@@ -68,7 +69,7 @@ KvNodeMetrics::KvNodeMetrics(MetricRegistry* r)
   put_refused = &puts.With({"refused"});
   // There from the start: Prometheus does not see the first increment of a series that appears with
   // it.
-  for (const char* found : {"put", "stored", "reader"}) corrupt.With({found});
+  for (const char* found : {"put", "stored", "scrub", "reader"}) corrupt.With({found});
 }
 
 KvTierMetrics::KvTierMetrics(MetricRegistry* r)
@@ -133,6 +134,29 @@ KvTierMetrics::KvTierMetrics(MetricRegistry* r)
   write_seconds = &op_seconds.HistogramWith({"write"});
   flush_seconds = &op_seconds.HistogramWith({"flush"});
   wait_seconds = &op_seconds.HistogramWith({"wait"});
+}
+
+KvRepairMetrics::KvRepairMetrics(MetricRegistry* r)
+    : under_replicated(r->AddGauge(
+          "oscarkv_kvstore_under_replicated_blocks",
+          "Blocks of this node of which another node should have a copy and has none: waiting (it "
+          "will be restored), no_node (too few nodes), no_room (that node is full of blocks that "
+          "were used more recently)",
+          {"node", "state"})),
+      silent_peers(r->AddGauge("oscarkv_kvstore_silent_peers",
+                               "Other nodes that do not answer this one", {"node"})),
+      copies(r->AddCounter("oscarkv_kvstore_repair_copies_total",
+                           "Copies of blocks brought to other nodes: restored, present (another "
+                           "node was first), no_room, erased (by a client meanwhile), failed",
+                           {"outcome"})),
+      bytes(r->AddCounter("oscarkv_kvstore_repair_bytes_total",
+                          "Bytes of blocks brought to other nodes")),
+      scrubbed(r->AddCounter("oscarkv_kvstore_scrubbed_bytes_total",
+                             "Bytes in memory that the scrubber read and checked")) {
+  for (const char* outcome : {"restored", "present", "no_room", "erased", "failed"})
+    copies.With({outcome});
+  bytes.Get();
+  scrubbed.Get();
 }
 
 KvClientMetrics::KvClientMetrics(MetricRegistry* r)

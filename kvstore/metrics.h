@@ -83,6 +83,17 @@ struct KvTierMetrics {
   Histogram *read_seconds, *write_seconds, *flush_seconds, *wait_seconds;
 };
 
+// Of the copies at other nodes; kvstore/repair.
+struct KvRepairMetrics {
+  explicit KvRepairMetrics(MetricRegistry* registry);
+
+  MetricFamily& under_replicated;  // {node, state}: blocks
+  MetricFamily& silent_peers;      // {node}
+  MetricFamily& copies;            // {outcome}: blocks
+  MetricFamily& bytes;             // {}
+  MetricFamily& scrubbed;          // {}, bytes
+};
+
 struct KvClientMetrics {
   explicit KvClientMetrics(MetricRegistry* registry);
 

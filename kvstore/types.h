@@ -38,6 +38,10 @@ struct BlockSpec {
   BlockKind kind = BlockKind::kPage;
   uint64_t size = 0;
   Duration ttl{0};  // 0: lives until evicted
+  // A node puts a copy that another one lacks: taken only while there is room, or in the place of
+  // blocks that rested much longer than `idle`.
+  bool restored = false;
+  Duration idle{0};
 };
 
 // Of a node's tier on disk; capacity 0: it has none. Counts are since the start.
@@ -52,6 +56,13 @@ struct TierStats {
   uint64_t demoted_blocks = 0, promoted_blocks = 0, dropped_blocks = 0, evicted_blocks = 0,
            corrupt_blocks = 0;
   bool writable = true;  // false while it rests after a failed write
+};
+
+// How the other copies of a node's blocks are; documented in the proto (ReplicaStats).
+struct ReplicaStats {
+  bool known = false;  // false: the node does not know the other nodes
+  uint64_t waiting_blocks = 0, no_node_blocks = 0, no_room_blocks = 0, restored_blocks = 0,
+           silent_peers = 0;
 };
 
 // A piece of a block in local registered memory.

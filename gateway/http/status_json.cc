@@ -51,6 +51,7 @@ Json NodeJson(const KvNodeStats& n) {
           {"misses", n.misses},
           {"evictions", n.evictions},
           {"sessions", n.sessions},
+          {"under_replicated_blocks", n.replicas.waiting_blocks + n.replicas.no_node_blocks},
           {"ssd", TierJson(n.tier)}};
 }
 

@@ -99,6 +99,7 @@ struct KvNodeStats {
   uint64_t hits = 0, misses = 0, evictions = 0, sessions = 0;  // hits, misses in blocks
   std::string lanes;                                           // of this client's connection
   TierStats tier;
+  ReplicaStats replicas;
 };
 
 struct KvStoreView {

@@ -228,6 +228,8 @@ class GrpcStub final : public KvStub {
   OSCARKV_RPC(PutRevoke)
   OSCARKV_RPC(Erase)
   OSCARKV_RPC(Stats)
+  OSCARKV_RPC(CompareDigests)
+  OSCARKV_RPC(CompareBlocks)
 #undef OSCARKV_RPC
 
   std::unique_ptr<v1::KvStoreService::Stub> stub_;

@@ -416,6 +416,7 @@ std::vector<KvNodeStats> KvClientImpl::Stats(Time deadline) {
     o.evictions = s.evictions;
     o.sessions = s.sessions;
     o.tier = s.tier;
+    o.replicas = s.replicas;
   }
   return out;
 }
@@ -503,8 +504,9 @@ absl::StatusOr<std::unique_ptr<PutBatch>> KvClientImpl::StartPut(absl::Span<cons
         [&](const NodeGroup& g) {
           kv::PutStartRequest request{g.link->grant.session_id, {}, put_id};
           for (size_t i : g.items)
-            request.items.push_back(
-                {items[i].key, items[i].parent, items[i].kind, items[i].size, items[i].ttl});
+            request.items.push_back({items[i].key, items[i].parent, items[i].kind, items[i].size,
+                                     items[i].ttl, items[i].placement, items[i].restored,
+                                     items[i].idle});
           return request;
         });
     for (size_t g = 0; g < answers.size(); ++g)

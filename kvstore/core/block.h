@@ -23,17 +23,20 @@ struct Tenant {
 // Fields after the first group change under the lock of the block's shard (BlockIndex).
 struct Block : EvictionEntry {
   StoredKey key;
-  StoredKey parent;  // of the same tenant
+  StoredKey parent;    // of the same tenant
+  BlockKey placement;  // empty: not known; its copies are not looked after
   BlockKind kind = BlockKind::kPage;
   uint64_t size = 0;
   uint64_t charged = 0;  // bytes of its extent
   Tenant* tenant = nullptr;
   std::shared_ptr<const kv::SliceTable> slices;
 
-  Extent extent;  // moves only while there is no pin
-  uint32_t pins = 0;
+  Extent extent;        // moves only while there is no pin
+  uint32_t pins = 0;    // holds included
+  uint32_t holds = 0;   // of the node itself, which no reader waits for
   bool erased = false;  // out of the index, kept by its pins
   bool reused = false;  // a prefix match found it
+  Time stored{};        // when it was inserted
   uint32_t touch_epoch = 0;
   Time expires = Time::max();
   Time expiry_queued{};  // the entry in its shard's expiry queue that counts

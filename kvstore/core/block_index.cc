@@ -105,7 +105,8 @@ Block* BlockIndex::Pin(const StoredKey& key, uint32_t epoch, Time now) {
     MutexLock lock(shard.mu);
     block = Find(shard, key, now);
     if (block == nullptr) return nullptr;
-    if (block->pins++ == 0) pinned_bytes_.fetch_add(block->size, std::memory_order_relaxed);
+    if (block->pins++ == block->holds)
+      pinned_bytes_.fetch_add(block->size, std::memory_order_relaxed);
     Hit(shard, block, epoch, now);
     parent = block->parent;
   }
@@ -113,13 +114,65 @@ Block* BlockIndex::Pin(const StoredKey& key, uint32_t epoch, Time now) {
   return block;
 }
 
+Block* BlockIndex::Hold(const StoredKey& key, Time now) {
+  Shard& shard = ShardOf(key);
+  MutexLock lock(shard.mu);
+  Block* block = Find(shard, key, now);
+  if (block == nullptr) return nullptr;
+  ++block->pins;
+  ++block->holds;
+  return block;
+}
+
+bool BlockIndex::UsedElsewhere(const StoredKey& key, Time last_use, Time now) {
+  Shard& shard = ShardOf(key);
+  MutexLock lock(shard.mu);
+  Block* block = Find(shard, key, now);
+  if (block != nullptr) block->last_use = std::max(block->last_use, last_use);
+  return block != nullptr;
+}
+
+std::vector<BlockIndex::Listed> BlockIndex::List(Time before) const {
+  std::vector<Listed> all;
+  for (const auto& shard : shards_) {
+    size_t slots;
+    {
+      MutexLock lock(shard->mu);
+      slots = shard->slots.size();
+    }
+    all.reserve(all.size() + slots);  // not under the lock
+    MutexLock lock(shard->mu);
+    for (const auto& [key, slot] : shard->slots) {
+      const Block* block = slot.block.get();
+      if (block == nullptr || block->expires != Time::max() || block->placement.empty() ||
+          block->stored >= before)
+        continue;
+      all.push_back({key, block->placement, block->tenant, block->size, block->last_use});
+    }
+  }
+  return all;
+}
+
 void BlockIndex::Unpin(Block* block) {
+  Release(block, /*held=*/false);
+}
+
+void BlockIndex::Unhold(Block* block) {
+  Release(block, /*held=*/true);
+}
+
+void BlockIndex::Release(Block* block, bool held) {
   std::unique_ptr<Block> dead;
   {
     Shard& shard = ShardOf(block->key);
     MutexLock lock(shard.mu);
-    if (--block->pins > 0) return;
-    pinned_bytes_.fetch_sub(block->size, std::memory_order_relaxed);
+    --block->pins;
+    if (held) {
+      --block->holds;
+    } else if (block->pins == block->holds) {
+      pinned_bytes_.fetch_sub(block->size, std::memory_order_relaxed);
+    }
+    if (block->pins > 0) return;
     if (block->erased) {
       dead.reset(block);
     } else {
@@ -203,7 +256,7 @@ absl::Status BlockIndex::Insert(std::unique_ptr<Block>* owned, Time now) {
         dead = TakeOut(shard, key);
       }
       Slot& slot = shard.slots[key];
-      block->last_use = now;
+      block->stored = now;
       if (block->expires != Time::max()) {
         block->expiry_queued = block->expires;
         shard.expiries.push({block->expires, key});

@@ -350,6 +350,7 @@ absl::Status KvNode::Handle(const kv::EraseRequest& request, kv::EraseResponse* 
     }
     bool erased = index_.Erase(key, generation);
     // A corrupt copy in memory says nothing of the one on disk, whose reads are checked.
+    if (request.reason == kv::EraseReason::kRequested) RememberErasure(key);
     if (request.reason == kv::EraseReason::kRequested && tier_ != nullptr)
       erased |= EraseFromTier(*session->tenant, request.keys[i]);
     if (!erased) {
@@ -438,6 +439,10 @@ absl::Status KvNode::Handle(const kv::StatsRequest& request, kv::StatsResponse* 
   response->evictions = index.evictions;
   response->incarnation = incarnation_;
   if (tier_ != nullptr) response->tier = tier_->stats();
+  {
+    MutexLock lock(replicas_mu_);
+    response->replicas = replica_stats_;
+  }
   {
     MutexLock lock(quarantine_mu_);
     response->quarantined_bytes = quarantined_bytes_;

@@ -104,6 +104,43 @@ class KvNode {
   using GetDone = std::function<void(const absl::Status&, const kv::GetStartResponse&)>;
   void StartGet(const kv::GetStartRequest& request, Duration budget, GetDone done);
 
+  // --- Copies at other nodes (kv_node_replicas.cc). What decides is kvstore/repair.
+
+  absl::Status Handle(const kv::CompareDigestsRequest& request,
+                      kv::CompareDigestsResponse* response);
+  absl::Status Handle(const kv::CompareBlocksRequest& request, kv::CompareBlocksResponse* response);
+  // What CompareDigests is answered with, by the peer's endpoint. Without digests for a peer all
+  // buckets differ.
+  using DigestTable = absl::flat_hash_map<std::string, std::vector<uint64_t>>;
+  void PublishDigests(DigestTable digests);
+  void PublishReplicaStats(const ReplicaStats& stats);
+
+  // Blocks whose copies are to be looked after, without those that were put in the last `settle`.
+  std::vector<BlockIndex::Listed> ListBlocks(Duration settle) const;
+  // A block that stays where it is until this is destroyed. No use of it is counted.
+  class Held {
+   public:
+    Held(BlockIndex* index, Block* block) : index_(index), block_(block) {}
+    ~Held() { index_->Unhold(block_); }
+    Held(const Held&) = delete;
+    Held& operator=(const Held&) = delete;
+    const Block& operator*() const { return *block_; }
+    const Block* operator->() const { return block_; }
+
+   private:
+    BlockIndex* const index_;
+    Block* const block_;
+  };
+  std::unique_ptr<Held> Hold(const StoredKey& key);  // null: not stored
+  absl::Span<const uint8_t> BytesOf(const Held& held) const {
+    return arena_.subspan(held->extent.offset, held->size);
+  }
+  // Drops what the other nodes were told to forget.
+  void EraseCopy(const StoredKey& key) { index_.Erase(key, std::nullopt); }
+  // Compares a block with its checksums; one that differs is erased, counted as found by `found`
+  // and kDataLoss. kNotFound.
+  absl::Status CheckBlock(const StoredKey& key, absl::string_view found);
+
   // Whose session it is; none: unknown, or expired.
   std::optional<std::string> TenantOf(uint64_t session_id) const;
 
@@ -181,6 +218,12 @@ class KvNode {
   // What this put of the item reserved, now or in an earlier call.
   absl::Status Started(Session* session, const kv::PutItem& item, uint64_t put_id, uint64_t* offset,
                        uint64_t* generation) REQUIRES(session->mu);
+  // May a copy of a block that another node has go into memory? (kv_node_replicas.cc)
+  absl::Status AdmitCopy(Session* session, const kv::PutItem& item, Time now);
+  bool RoomForCopy(uint64_t size, Duration idle, Time now) const;
+  void RememberErasure(const StoredKey& key);
+  void ForgetErasure(const StoredKey& key);
+  bool ErasedLately(const StoredKey& key, Time now);
   bool Charge(Tenant* tenant, uint64_t bytes);  // false: beyond the quota, nothing is charged
   absl::Status EndOne(Session* session, const kv::PutEndItem& item, Time now);
   // *consumed: the extent no longer belongs to the reservation.
@@ -225,6 +268,14 @@ class KvNode {
   Mutex promotions_mu_;
   absl::flat_hash_map<StoredKey, Promotion> promotions_ GUARDED_BY(promotions_mu_);
   std::vector<std::shared_ptr<PendingGet>> waiting_gets_ GUARDED_BY(promotions_mu_);
+
+  Mutex replicas_mu_;
+  DigestTable digests_ GUARDED_BY(replicas_mu_);
+  ReplicaStats replica_stats_ GUARDED_BY(replicas_mu_);
+  // Blocks that clients erased, so that another node's copy does not come back.
+  absl::flat_hash_map<StoredKey, Time> erasures_ GUARDED_BY(replicas_mu_);
+  std::deque<std::pair<Time, StoredKey>> erasure_order_ GUARDED_BY(replicas_mu_);
+  std::atomic<bool> any_erasures_{false};  // spares puts the lock
 
   mutable Mutex quarantine_mu_;
   std::deque<Quarantined> quarantine_ GUARDED_BY(quarantine_mu_);

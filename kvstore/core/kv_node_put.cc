@@ -72,6 +72,7 @@ absl::StatusOr<uint32_t> KvNode::Admit(Session* session, const kv::PutItem& item
       index_.Refresh(session->Own(item.key), item.ttl, now)) {
     return absl::AlreadyExistsError("stored");
   }
+  if (item.restored) RETURN_IF_ERROR(AdmitCopy(session, item, now));
   return allocator_->ClassOf(item.size);
 }
 
@@ -292,6 +293,7 @@ absl::Status KvNode::CheckAndInsert(Session* session, const Reservation& r,
   block->key_hash = r.item.key.Prefix64();
   block->key = session->Own(r.item.key);
   block->parent = session->Own(r.item.parent);
+  block->placement = r.item.placement;
   block->kind = r.item.kind;
   block->size = r.item.size;
   block->charged = r.charged;
@@ -299,6 +301,8 @@ absl::Status KvNode::CheckAndInsert(Session* session, const Reservation& r,
   block->slices = std::make_shared<const kv::SliceTable>(slices);
   block->extent = r.extent;
   block->expires = r.item.ttl == Duration(0) ? Time::max() : now + r.item.ttl;
+  block->last_use = r.item.restored ? now - r.item.idle : now;
+  if (!r.item.restored) ForgetErasure(session->Own(r.item.key));
   absl::Status inserted = index_.Insert(&block, now);
   *consumed = block == nullptr;  // also when the index took it and threw it out again
   if (!absl::IsAlreadyExists(inserted)) return inserted;

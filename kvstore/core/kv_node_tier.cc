@@ -36,6 +36,7 @@ void KvNode::Demote(const Block& block, absl::Span<const uint8_t> bytes) {
   offered.key = {block.tenant->digest, block.key.key};
   offered.tenant = block.tenant->name;
   offered.parent = block.parent.key;
+  offered.placement = block.placement;
   offered.kind = block.kind;
   offered.size = block.size;
   offered.slices = block.slices;
@@ -157,6 +158,7 @@ absl::Status KvNode::InsertPromoted(Tenant* tenant, const TierBlock& found,
   block->key_hash = key.key.Prefix64();
   block->key = key;
   block->parent = parent;
+  block->placement = found.placement;
   block->kind = found.kind;
   block->size = found.size;
   block->charged = allocator_->ClassBytes(extent->size_class);
@@ -164,6 +166,7 @@ absl::Status KvNode::InsertPromoted(Tenant* tenant, const TierBlock& found,
   block->slices = found.slices;
   block->extent = *extent;
   block->reused = true;
+  block->last_use = now;
   const uint64_t charged = block->charged;
   absl::Status inserted = index_.Insert(&block, now);
   if (!absl::IsAlreadyExists(inserted)) return inserted;

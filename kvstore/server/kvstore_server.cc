@@ -12,11 +12,16 @@
 #include "absl/strings/str_cat.h"
 #include "common/log.h"
 #include "common/mutex.h"
+#include "common/rpc/client_security.h"
 #include "common/rpc/server.h"
 #include "common/status_macros.h"
+#include "kvstore/client/client.h"
+#include "kvstore/client/grpc_stub.h"
 #include "kvstore/cluster/etcd_membership.h"
 #include "kvstore/cluster/etcd_stub.h"
 #include "kvstore/core/kv_node.h"
+#include "kvstore/repair/repairer.h"
+#include "kvstore/repair/scrubber.h"
 #include "kvstore/server/kvstore_service.h"
 #include "kvstore/tier/rocksdb_store.h"
 #include "kvstore/tier/ssd_tier.h"
@@ -31,6 +36,7 @@ constexpr Duration kWriteQueueFor = std::chrono::seconds(2);  // at shutdown
 // What a node that leaves gives clients to learn of it, and to end their puts.
 constexpr Duration kLeaveNotice = std::chrono::milliseconds(300);
 constexpr Duration kLeaveBound = std::chrono::seconds(2);
+constexpr Duration kPeerConnectTimeout = std::chrono::seconds(2);
 
 // The arena of a node without a transport.
 class HostArena {
@@ -176,8 +182,12 @@ struct KvStoreServer::Impl {
   std::unique_ptr<HostArena> host_arena;
   std::unique_ptr<KvTierMetrics> tier_metrics;
   std::unique_ptr<Tier> tier;  // null: only memory
+  std::unique_ptr<KvRepairMetrics> repair_metrics;
   std::unique_ptr<KvNode> node;
   std::unique_ptr<NodeGate> gate;  // null without a transport
+  std::unique_ptr<Membership> membership;  // the three are null without repair, resp. scrubbing
+  std::unique_ptr<Repairer> repairer;
+  std::unique_ptr<Scrubber> scrubber;
   std::unique_ptr<rpc::Guard> guard;
   std::unique_ptr<KvStoreService> service;
   std::unique_ptr<Ticker> ticker;
@@ -185,9 +195,66 @@ struct KvStoreServer::Impl {
   std::unique_ptr<EtcdRegistration> registration;  // null without etcd
   int port = 0;
 
+  std::string Endpoint(const KvStoreServerOptions& options) const;
   void Register(const KvStoreServerOptions& options, const KvNodeOptions& node_options);
-  void LeaveStore();
+  absl::Status StartRepair(const KvStoreServerOptions& options, const std::string& name,
+                           Transport* transport);
+  void LeaveStore(Time deadline);
+  void EndPuts();
 };
+
+// By which clients and other nodes know this one.
+std::string KvStoreServer::Impl::Endpoint(const KvStoreServerOptions& options) const {
+  if (!options.advertise.empty()) return options.advertise;
+  return absl::StrCat(options.listen.substr(0, options.listen.rfind(':')), ":", port);
+}
+
+// After the server listens, so that its address is known.
+absl::Status KvStoreServer::Impl::StartRepair(const KvStoreServerOptions& options,
+                                              const std::string& name, Transport* transport) {
+  if (options.nodes.empty() && options.etcd.empty()) return absl::OkStatus();
+  RepairOptions repair;
+  repair.self = Endpoint(options);
+  repair.name = name;
+  repair.replicas = options.replicas;
+  repair.rate = options.repair_rate;
+  repair.interval = options.repair_interval;
+  repair.grace = options.repair_grace;
+  if (!options.etcd.empty()) {
+    EtcdOptions etcd;
+    etcd.endpoints = options.etcd;
+    etcd.prefix = options.etcd_prefix;
+    membership = std::make_unique<EtcdMembership>(etcd, EtcdStubs(options.etcd_access));
+  } else {
+    ASSIGN_OR_RETURN(membership, StaticMembership::Parse(options.nodes));
+    const auto list = membership->Current();
+    if (std::none_of(list->members.begin(), list->members.end(),
+                     [&](const Member& m) { return m.endpoint == repair.self; })) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--nodes does not name this node, ", repair.self,
+                       ": expected its address among them, or --advertise to say which it is"));
+    }
+  }
+  if (options.repair_rate == 0) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const auto security, rpc::ClientSecurity::Create(options.security));
+  const auto connect = [security, transport, name](const Member& peer, const std::string& tenant) {
+    KvClientOptions client;
+    client.nodes = {peer.endpoint};
+    client.replicas = 1;
+    client.name = absl::StrCat("node ", name);
+    client.tenant = tenant;
+    client.transport = transport;
+    client.connect_timeout = kPeerConnectTimeout;
+    client.security = security;
+    return KvClient::Create(client);
+  };
+  repairer = std::make_unique<Repairer>(
+      repair, node.get(), membership.get(),
+      [security](const std::string& peer) { return MakeGrpcStub(peer, security); }, connect,
+      SteadyClock::Get(), repair_metrics.get());
+  repairer->Start();
+  return absl::OkStatus();
+}
 
 // After the server listens: whoever finds the record can connect.
 void KvStoreServer::Impl::Register(const KvStoreServerOptions& options,
@@ -196,9 +263,7 @@ void KvStoreServer::Impl::Register(const KvStoreServerOptions& options,
   etcd.endpoints = options.etcd;
   etcd.prefix = options.etcd_prefix;
   Member member;
-  member.endpoint = options.advertise;
-  if (member.endpoint.empty())
-    member.endpoint = absl::StrCat(options.listen.substr(0, options.listen.rfind(':')), ":", port);
+  member.endpoint = Endpoint(options);
   member.zone = options.zone;
   member.capacity_bytes = options.capacity;
   member.weight = options.weight > 0
@@ -213,8 +278,16 @@ void KvStoreServer::Impl::Register(const KvStoreServerOptions& options,
       std::make_unique<EtcdRegistration>(etcd, member, EtcdStubs(options.etcd_access), report);
 }
 
-// Clients stop writing here, puts under way end, then the record goes: all within kLeaveBound.
-void KvStoreServer::Impl::LeaveStore() {
+// Clients stop writing here and puts under way end, within kLeaveBound; copies that go with this
+// node are restored elsewhere, until the deadline; then the record goes.
+void KvStoreServer::Impl::LeaveStore(Time deadline) {
+  scrubber.reset();
+  EndPuts();
+  if (repairer != nullptr) repairer->Drain(deadline);
+  if (registration != nullptr) registration->Leave();
+}
+
+void KvStoreServer::Impl::EndPuts() {
   if (registration == nullptr) return;
   const bool known = registration->registered();
   registration->Drain();
@@ -225,12 +298,11 @@ void KvStoreServer::Impl::LeaveStore() {
     if (at > now + kLeaveNotice && stats.reserved_bytes == 0) break;
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
-  registration->Leave();
 }
 
 KvStoreServer::KvStoreServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 KvStoreServer::~KvStoreServer() {
-  Shutdown();
+  Shutdown(Duration(0));
 }
 int KvStoreServer::port() const {
   return impl_->port;
@@ -274,6 +346,7 @@ absl::StatusOr<std::unique_ptr<KvStoreServer>> KvStoreServer::Start(
   if (registry != nullptr) {
     impl->metrics = std::make_unique<KvNodeMetrics>(registry);
     impl->tier_metrics = std::make_unique<KvTierMetrics>(registry);
+    impl->repair_metrics = std::make_unique<KvRepairMetrics>(registry);
   }
   if (!options.ssd_path.empty()) {
     ASSIGN_OR_RETURN(impl->tier, OpenTier(options, node_options.name, impl->tier_metrics.get()));
@@ -298,6 +371,11 @@ absl::StatusOr<std::unique_ptr<KvStoreServer>> KvStoreServer::Start(
   ASSIGN_OR_RETURN(impl->server, rpc::Server::Start(settings, impl->service.get()));
   impl->port = impl->server->port();
   if (!options.etcd.empty()) impl->Register(options, node_options);
+  RETURN_IF_ERROR(impl->StartRepair(options, node_options.name, transport));
+  if (options.scrub_rate > 0) {
+    Metric* const scrubbed = registry == nullptr ? nullptr : &impl->repair_metrics->scrubbed.Get();
+    impl->scrubber = std::make_unique<Scrubber>(impl->node.get(), options.scrub_rate, scrubbed);
+  }
   LogInfo("kvstore node is up",
           {{"node", node_options.name},
            {"port", absl::StrCat(impl->server->port())},
@@ -306,9 +384,10 @@ absl::StatusOr<std::unique_ptr<KvStoreServer>> KvStoreServer::Start(
   return std::unique_ptr<KvStoreServer>(new KvStoreServer(std::move(impl)));
 }
 
-void KvStoreServer::Shutdown() {
+void KvStoreServer::Shutdown(Duration drain) {
   if (impl_->server == nullptr) return;
-  impl_->LeaveStore();
+  impl_->LeaveStore(SteadyClock::Get()->Now() + drain);
+  impl_->repairer.reset();
   impl_->server->Drain();
   impl_->server.reset();
   impl_->ticker.reset();

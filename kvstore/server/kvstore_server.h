@@ -25,9 +25,10 @@ class KvStoreServer {
   ~KvStoreServer();
 
   int port() const;
-  // Answers "not serving" to health checks, ends calls within a second, frees the arena.
+  // With other nodes: restores there, within `drain`, the copies that go with this one. Then
+  // answers "not serving" to health checks, ends calls within a second, frees the arena.
   // Idempotent.
-  void Shutdown();
+  void Shutdown(Duration drain);
 
  private:
   struct Impl;

@@ -39,6 +39,8 @@ class KvStoreService final : public v1::KvStoreService::CallbackService {
   OSCARKV_HANDLER(PutRevoke)
   OSCARKV_HANDLER(Erase)
   OSCARKV_HANDLER(Stats)
+  OSCARKV_HANDLER(CompareDigests)
+  OSCARKV_HANDLER(CompareBlocks)
 #undef OSCARKV_HANDLER
   grpc::ServerWriteReactor<v1::ReadBlocksResponse>* ReadBlocks(
       grpc::CallbackServerContext* context, const v1::ReadBlocksRequest* request) override;

@@ -5,6 +5,7 @@
 #include "absl/strings/strip.h"
 #include "common/status_macros.h"
 #include "kvstore/cluster/etcd_options.h"
+#include "kvstore/cluster/membership.h"
 
 namespace oscarkv {
 
@@ -73,7 +74,7 @@ void AddOptions(OptionTable* table, KvStoreServerOptions* o) {
       "tcp, as shared memory and RDMA ask nobody");
   AddEtcdOptions(table, &o->etcd, &o->etcd_prefix, &o->etcd_access);
   table->AddString("advertise", &o->advertise, "HOST:PORT",
-                   "With --etcd: how clients reach this node; empty: the listen address");
+                   "With --etcd or --nodes: how clients reach this node; empty: the listen address");
   table->AddString(
       "zone", &o->zone, "NAME",
       "With --etcd: zone of this node; replicas go to different zones; empty: its own");
@@ -81,6 +82,22 @@ void AddOptions(OptionTable* table, KvStoreServerOptions* o) {
       "weight", &o->weight, 0, 1e6,
       "With --etcd: this node's share of the blocks, against the others' weights; 0: its "
       "capacity in GiB");
+  table->AddStrings("nodes", &o->nodes, "HOST:PORT,...",
+                    "All kvstore nodes, this one too, as the other roles have them: the node then "
+                    "restores copies that others lost; empty: as --etcd says, or no repair");
+  table->AddInt(
+      "replicas", &o->replicas, 0, 8,
+      "Copies of each block, as the other roles have it; 0: two when there are two nodes");
+  table->AddBytes("repair-rate", &o->repair_rate, 0, uint64_t{1} << 40,
+                  "Most bytes per second that this node sends to restore lost copies; 0: none are "
+                  "restored, and none at a drain");
+  table->AddDuration("repair-interval", &o->repair_interval, milliseconds(50), hours(1),
+                     "How often nodes compare what they have");
+  table->AddDuration("repair-grace", &o->repair_grace, milliseconds(0), hours(24),
+                     "How long a node may be away before others take its place");
+  table->AddBytes("scrub-rate", &o->scrub_rate, 0, uint64_t{1} << 40,
+                  "Bytes of blocks in memory per second that are compared with their checksums; "
+                  "0: none");
   auth::AddServerSecurityOptions(table, &o->security);
 }
 
@@ -121,6 +138,9 @@ absl::Status CheckOptions(const KvStoreServerOptions& o) {
         " with --data-access=granted: expected auto or tcp, other lanes cannot be checked"));
   }
   RETURN_IF_ERROR(CheckEtcdOptions(o.etcd, o.etcd_prefix, o.etcd_access));
+  if (!o.nodes.empty() && !o.etcd.empty())
+    return absl::InvalidArgumentError("--nodes and --etcd are both given: expected one of them");
+  for (const std::string& node : o.nodes) RETURN_IF_ERROR(ParseMember(node).status());
   const std::string& advertised = o.advertise.empty() ? o.listen : o.advertise;
   if (!o.etcd.empty() &&
       (absl::StartsWith(advertised, "0.0.0.0:") || absl::StartsWith(advertised, "[::]:") ||

@@ -44,6 +44,13 @@ struct KvStoreServerOptions {
   std::string advertise;  // how clients reach it; empty: `listen` with the real port
   std::string zone;
   float weight = 0;  // 0: its capacity in GiB
+  // Lost copies are restored when the node knows the others, by these or by etcd.
+  std::vector<std::string> nodes;
+  int replicas = 0;                           // as of the clients
+  uint64_t repair_rate = uint64_t{64} << 20;  // bytes per second; 0: no repair
+  Duration repair_interval = std::chrono::seconds(10);
+  Duration repair_grace = std::chrono::seconds(30);
+  uint64_t scrub_rate = uint64_t{16} << 20;  // bytes per second; 0: off
   auth::SecurityOptions security;
 };
 

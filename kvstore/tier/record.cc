@@ -23,6 +23,7 @@ struct Head {
 };
 static_assert(sizeof(Head) == 56);
 constexpr size_t kCheckedFrom = 8;
+constexpr size_t kPlacementBytes = 32;  // behind Head since version 2
 
 uint32_t Checksum(const TierKey& key, absl::string_view meta) {
   uint32_t crc = Crc32c(key.tenant.data(), key.tenant.size());
@@ -46,6 +47,7 @@ std::string EncodeTierRecord(const TierBlock& block) {
   head.tenant_bytes = block.tenant.size();
   head.kind = static_cast<uint8_t>(block.kind);
   std::string out(sizeof(head), '\0');
+  out.append(reinterpret_cast<const char*>(block.placement.bytes.data()), kPlacementBytes);
   out.append(reinterpret_cast<const char*>(block.slices->lengths.data()), n * 8);
   out.append(reinterpret_cast<const char*>(block.slices->crc32c.data()), n * 4);
   out.append(block.tenant);
@@ -59,12 +61,13 @@ absl::StatusOr<TierBlock> ParseTierRecord(const TierKey& key, absl::string_view 
   Head head;
   if (meta.size() < sizeof(head)) return Damaged(absl::StrCat("only ", meta.size(), " bytes"));
   std::memcpy(&head, meta.data(), sizeof(head));
-  if (head.version != kTierRecordVersion) {
+  if (head.version < 1 || head.version > kTierRecordVersion) {
     return absl::FailedPreconditionError(absl::StrCat("record on disk has version ", head.version,
-                                                      ", expected ", kTierRecordVersion));
+                                                      ", expected 1 or ", kTierRecordVersion));
   }
   if (head.crc32c != Checksum(key, meta)) return Damaged("its checksum differs");
-  const uint64_t expected = sizeof(head) + uint64_t{head.slices} * 12 + head.tenant_bytes;
+  const size_t slices_at = sizeof(head) + (head.version == 1 ? 0 : kPlacementBytes);
+  const uint64_t expected = slices_at + uint64_t{head.slices} * 12 + head.tenant_bytes;
   if (meta.size() != expected || head.slices > kv::kMaxSlicesPerBlock ||
       head.tenant_bytes > kv::kMaxNameLength || head.kind < 1 || head.kind > kNumBlockKinds) {
     return Damaged(absl::StrCat(meta.size(), " bytes with ", head.slices, " slices, kind ",
@@ -73,12 +76,14 @@ absl::StatusOr<TierBlock> ParseTierRecord(const TierKey& key, absl::string_view 
   TierBlock block;
   block.key = key;
   std::memcpy(block.parent.bytes.data(), head.parent, sizeof(head.parent));
+  if (head.version > 1)
+    std::memcpy(block.placement.bytes.data(), meta.data() + sizeof(head), kPlacementBytes);
   block.kind = static_cast<BlockKind>(head.kind);
   block.size = head.size;
   auto slices = std::make_shared<kv::SliceTable>();
   slices->lengths.resize(head.slices);
   slices->crc32c.resize(head.slices);
-  const char* at = meta.data() + sizeof(head);
+  const char* at = meta.data() + slices_at;
   std::memcpy(slices->lengths.data(), at, head.slices * 8);
   std::memcpy(slices->crc32c.data(), at + head.slices * 8, head.slices * 4);
   if (const absl::Status fits = CheckSliceTable(*slices, block.size); !fits.ok())

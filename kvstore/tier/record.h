@@ -10,7 +10,8 @@
 
 namespace oscarkv {
 
-inline constexpr uint32_t kTierRecordVersion = 1;
+// Version 1 had no placement key; its records are still read.
+inline constexpr uint32_t kTierRecordVersion = 2;
 
 // What a record takes on disk: its two keys and what the store adds to them are counted as 256
 // bytes.

@@ -46,6 +46,7 @@ struct TierBlock {
   TierKey key;
   std::string tenant;  // its name
   BlockKey parent;
+  BlockKey placement;  // empty: not known
   BlockKind kind = BlockKind::kPage;
   uint64_t size = 0;
   std::shared_ptr<const kv::SliceTable> slices;

@@ -27,7 +27,7 @@ ALLOWED = {
 }
 # Inside kvstore: what others may not see.
 KVSTORE_PARTS = {"tier": {"tier"}, "core": {"core", "tier"}, "client": {"client", "cluster", "core"}, "cluster": {"cluster"},
-                 "server": {"core", "server", "cluster", "tier"}}
+                 "repair": {"repair", "core", "cluster", "client"}, "server": {"core", "server", "cluster", "tier", "repair", "client"}}
 # Files of these rooms may be included by the gateway only so far.
 GATEWAY_ONLY = {"model": ("model/tokenizer.h", "model/model_config.h", "model/sampler.h", "model/utf8.h",
                           "model/bounded_json.h", "model/chat_template.h"),

@@ -14,6 +14,9 @@ TEST(AdapterTest, PutStartComesBackAsItWas) {
                          {{Key(1), {}, BlockKind::kBf16, 123, Duration(0)},
                           {Key(2), Key(1), BlockKind::kHandover, 5, std::chrono::seconds(9)}},
                          42};
+  in.items[1].placement = Key(3);
+  in.items[1].restored = true;
+  in.items[1].idle = std::chrono::seconds(4);
   v1::PutStartRequest proto;
   ToProto(in, &proto);
   kv::PutStartRequest out;
@@ -27,7 +30,48 @@ TEST(AdapterTest, PutStartComesBackAsItWas) {
     EXPECT_EQ(out.items[i].kind, in.items[i].kind);
     EXPECT_EQ(out.items[i].size, in.items[i].size);
     EXPECT_EQ(out.items[i].ttl, in.items[i].ttl);
+    EXPECT_EQ(out.items[i].placement, in.items[i].placement);
+    EXPECT_EQ(out.items[i].restored, in.items[i].restored);
+    EXPECT_EQ(out.items[i].idle, in.items[i].idle);
   }
+}
+
+TEST(AdapterTest, ComparisonsOfNodesAreChecked) {
+  kv::CompareBlocksRequest in;
+  in.tenant[2] = 9;
+  in.keys = {Key(1), Key(2)};
+  in.idle_seconds = {5, 6};
+  v1::CompareBlocksRequest proto;
+  ToProto(in, &proto);
+  kv::CompareBlocksRequest out;
+  ASSERT_TRUE(FromProto(proto, &out).ok());
+  EXPECT_EQ(out.tenant, in.tenant);
+  EXPECT_EQ(out.keys, in.keys);
+  EXPECT_EQ(out.idle_seconds, in.idle_seconds);
+  proto.add_idle_seconds(7);
+  kv::CompareBlocksRequest refused;
+  EXPECT_TRUE(absl::IsInvalidArgument(FromProto(proto, &refused)));
+  proto.set_tenant("short");
+  EXPECT_TRUE(absl::IsInvalidArgument(FromProto(proto, &refused)));
+
+  v1::CompareDigestsRequest digests;
+  ToProto(kv::CompareDigestsRequest{"a:1", std::vector<uint64_t>(kv::kDigestBuckets, 3)}, &digests);
+  kv::CompareDigestsRequest parsed;
+  ASSERT_TRUE(FromProto(digests, &parsed).ok());
+  EXPECT_EQ(parsed.digests.size(), kv::kDigestBuckets);
+  digests.add_digests(1);
+  EXPECT_TRUE(absl::IsInvalidArgument(FromProto(digests, &parsed)));
+  v1::CompareDigestsResponse differing;
+  differing.add_differing(kv::kDigestBuckets);
+  kv::CompareDigestsResponse buckets;
+  EXPECT_TRUE(absl::IsInvalidArgument(FromProto(differing, &buckets)));
+  v1::CompareBlocksResponse states;
+  states.add_states(v1::COPY_STATE_WANTED);
+  states.add_states(static_cast<v1::CopyState>(99));  // of a newer node
+  kv::CompareBlocksResponse known;
+  ASSERT_TRUE(FromProto(states, &known).ok());
+  EXPECT_EQ(known.states,
+            std::vector<kv::CopyState>({kv::CopyState::kWanted, kv::CopyState::kStored}));
 }
 
 TEST(AdapterTest, StatusesKeepCodesAndTheFirstMessages) {

@@ -37,6 +37,7 @@ class TestServer {
   }
   std::unique_ptr<KvStub> NewStub() { return std::make_unique<Stub>(this); }
   KvNode* node() { return node_; }
+  Transport* transport() { return transport_.get(); }
   uint8_t* arena() { return arena_->span().data(); }
   void set_plugged(bool plugged) { plugged_ = plugged; }
   // The answers to GetStart wait until `Resume`.

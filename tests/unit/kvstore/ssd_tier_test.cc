@@ -426,6 +426,26 @@ TEST_F(SsdTierTest, ShutdownEndsOpenReads) {
   EXPECT_FALSE(tier->Fetch(TierKeyOf(1), Time::max(), nullptr));
 }
 
+TEST(TierRecord, ThePlacementIsKeptAndRecordsWithoutOneAreRead) {
+  TierBlock block = TierBlockOf(5, 3000, "some tenant");
+  block.placement = Key(77);
+  std::string meta = EncodeTierRecord(block);
+  EXPECT_EQ(ParseTierRecord(block.key, meta)->placement, Key(77));
+  // As version 1 wrote it: no placement behind the 56 bytes of the head.
+  meta.erase(56, 32);
+  const uint32_t version = 1;
+  std::memcpy(meta.data(), &version, 4);
+  uint32_t crc = Crc32c(block.key.tenant.data(), block.key.tenant.size());
+  crc = Crc32c(block.key.key.bytes.data(), 32, crc);
+  crc = Crc32c(meta.data() + 8, meta.size() - 8, crc);
+  std::memcpy(meta.data() + 4, &crc, 4);
+  const auto old = ParseTierRecord(block.key, meta);
+  ASSERT_TRUE(old.ok()) << old.status();
+  EXPECT_TRUE(old->placement.empty());
+  EXPECT_EQ(old->tenant, "some tenant");
+  EXPECT_EQ(*old->slices, *block.slices);
+}
+
 TEST(TierRecord, EveryFlippedBitIsFound) {
   const TierBlock block = TierBlockOf(5, 3000, "some tenant");
   const std::string meta = EncodeTierRecord(block);

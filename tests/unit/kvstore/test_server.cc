@@ -17,6 +17,6 @@ int main() {
   std::fflush(stdout);
   while (std::getchar() != EOF) {
   }
-  (*server)->Shutdown();
+  (*server)->Shutdown(oscarkv::Duration(0));
   return 0;
 }
