@@ -559,16 +559,16 @@ absl::Status FromProto(const v1::CompareDigestsResponse& in, kv::CompareDigestsR
 }
 
 void ToProto(const kv::CompareBlocksRequest& in, v1::CompareBlocksRequest* out) {
-  out->set_tenant(in.tenant.data(), in.tenant.size());
+  out->set_tenant(in.tenant_digest.data(), in.tenant_digest.size());
   KeysToProto(in.keys, out->mutable_keys());
   out->mutable_idle_seconds()->Add(in.idle_seconds.begin(), in.idle_seconds.end());
 }
 absl::Status FromProto(const v1::CompareBlocksRequest& in, kv::CompareBlocksRequest* out) {
-  if (in.tenant().size() != out->tenant.size()) {
+  if (in.tenant().size() != out->tenant_digest.size()) {
     return absl::InvalidArgumentError(absl::StrCat("tenant digest of ", in.tenant().size(),
-                                                   " bytes: expected ", out->tenant.size()));
+                                                   " bytes: expected ", out->tenant_digest.size()));
   }
-  std::memcpy(out->tenant.data(), in.tenant().data(), out->tenant.size());
+  std::memcpy(out->tenant_digest.data(), in.tenant().data(), out->tenant_digest.size());
   RETURN_IF_ERROR(KeysFromProto(in.keys(), &out->keys));
   if (static_cast<size_t>(in.idle_seconds_size()) != out->keys.size()) {
     return absl::InvalidArgumentError(absl::StrCat(

@@ -215,7 +215,7 @@ struct CompareBlocksResponse {
 };
 struct CompareBlocksRequest {
   using Response = CompareBlocksResponse;
-  std::array<uint8_t, 16> tenant{};  // TenantDigest
+  std::array<uint8_t, 16> tenant_digest{};  // TenantDigest
   std::vector<BlockKey> keys;
   std::vector<uint32_t> idle_seconds;  // one per key
 };

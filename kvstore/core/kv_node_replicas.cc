@@ -55,7 +55,7 @@ absl::Status KvNode::Handle(const kv::CompareBlocksRequest& request,
   {
     MutexLock lock(tenants_mu_);
     for (const auto& [name, t] : tenants_) {
-      if (t->digest == request.tenant) tenant = t->id;
+      if (t->digest == request.tenant_digest) tenant = t->id;
     }
   }
   const Time now = clock_->Now();
@@ -65,7 +65,7 @@ absl::Status KvNode::Handle(const kv::CompareBlocksRequest& request,
     const Duration idle = std::chrono::seconds(request.idle_seconds[i]);
     kv::CopyState state = kv::CopyState::kNoRoom;
     if ((tenant && index_.UsedElsewhere({*tenant, key}, now - idle, now)) ||
-        (tier_ != nullptr && tier_->Contains({request.tenant, key}))) {
+        (tier_ != nullptr && tier_->Contains({request.tenant_digest, key}))) {
       state = kv::CopyState::kStored;
     } else if (tenant && ErasedLately({*tenant, key}, now)) {
       state = kv::CopyState::kErased;

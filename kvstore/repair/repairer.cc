@@ -215,7 +215,7 @@ void Repairer::CompareBlocks(const RepairView& view, uint32_t peer_index,
     for (size_t begin = 0; begin < blocks.size(); begin += kKeysPerCall) {
       const size_t end = std::min(begin + kKeysPerCall, blocks.size());
       kv::CompareBlocksRequest request;
-      request.tenant = f->blocks[blocks[begin]].tenant->digest;
+      request.tenant_digest = f->blocks[blocks[begin]].tenant->digest;
       for (size_t i = begin; i < end; ++i) {
         const BlockIndex::Listed& block = f->blocks[blocks[i]];
         request.keys.push_back(block.key.key);

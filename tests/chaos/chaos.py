@@ -44,7 +44,7 @@ class ChaosCluster(processes.Cluster):
         if etcd:
             self.etcd = Etcd(network.host("etcd"), self.work)
             options["etcd"] = ["--etcd", f"{network.host('etcd').address}:2379"]
-        super().__init__(lanes="tcp", **options)
+        super().__init__(lanes="tcp", peers=False, **options)  # their addresses are those of proxies, made later
 
     def disk(self, role):
         return self.work / f"disk-{role}"

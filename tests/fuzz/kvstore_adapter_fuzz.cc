@@ -101,7 +101,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const uint8_t choice = data[0];
   ++data;
   --size;
-  switch (choice % 20) {
+  switch (choice % 22) {
 #define OSCARKV_FUZZ(n, Name)                                                              \
   case n:                                                                                  \
     target->Request<kv::Name##Request, v1::Name##Request, v1::Name##Response>(data, size); \
@@ -118,6 +118,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     OSCARKV_FUZZ(9, PutRevoke)
     OSCARKV_FUZZ(10, Erase)
     OSCARKV_FUZZ(11, Stats)
+    OSCARKV_FUZZ(20, CompareDigests)
+    OSCARKV_FUZZ(21, CompareBlocks)
 #undef OSCARKV_FUZZ
     case 12:
       target->Response<kv::OpenSessionResponse, v1::OpenSessionResponse>(data, size);

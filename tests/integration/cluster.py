@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import ssl
 import subprocess
 import tempfile
@@ -18,6 +19,17 @@ ROOT = Path(__file__).resolve().parents[2]
 BINARY = os.environ.get("OSCARKV_BINARY", str(ROOT / "build/release/cli/oscarkv"))
 MODEL = str(ROOT / "models/reference")
 START_TIMEOUT_S = 60
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [s.getsockname()[1] for s in sockets]
+    finally:
+        for s in sockets:
+            s.close()
 
 
 class Role:
@@ -98,17 +110,16 @@ class Role:
 class Cluster:
     def __init__(self, kvstores=1, prefills=1, attentions=1, profile="oscar", capacity="256MiB", kvstore_args=(),
                  prefill_args=(), attention_args=(), gateway_args=(), worker_args=(), store_args=(), zones=(), etcd=(), model=MODEL,
-                 data_path="ucx", lanes="auto", fetch_min_wait="30s"):
-        """`fetch_min_wait`: so long that what a test finds in the store does not depend on how busy the machine is."""
+                 data_path="ucx", lanes="auto", fetch_min_wait="30s", peers=True):
+        """`fetch_min_wait`: so long that what a test finds in the store does not depend on how busy the machine is.
+        `peers`: KV nodes know each other and restore each other's lost copies."""
         self._folder = tempfile.TemporaryDirectory(prefix="oscarkv-test-")
         self.roles = {}
         self.kvstore_args = ["--capacity", capacity, "--ucx-lanes", lanes, *kvstore_args]
         self.worker_args = ["--model", model, "--profile", profile, "--data-path", data_path, "--ucx-lanes", lanes,
                             *worker_args]
         try:
-            nodes = [self.start(f"kvstore-{i}", self.kvstore_args).address for i in range(kvstores)]
-            if zones:
-                nodes = [f"{node}@{zone}" for node, zone in zip(nodes, zones)]
+            nodes = self.start_nodes(kvstores, zones, peers and not etcd, store_args)
             self.nodes = ",".join(nodes)
             store_args = [*(etcd or ["--nodes", self.nodes]), *store_args]
             self.worker_args += store_args
@@ -124,8 +135,22 @@ class Cluster:
 
     binary = BINARY  # of those that start
 
-    def start(self, role, args):
-        self.roles[role] = Role(self._folder.name, role, list(args), binary=self.binary)
+    def start_nodes(self, count, zones, peers, store_args):
+        """With several nodes each is told of all of them, so that they restore each other's copies."""
+        if not peers or count == 1:
+            nodes = [self.start(f"kvstore-{i}", self.kvstore_args).address for i in range(count)]
+            return [f"{node}@{zone}" for node, zone in zip(nodes, zones)] if zones else nodes
+        listen = [f"127.0.0.1:{port}" for port in free_ports(count)]
+        nodes = [f"{node}@{zone}" for node, zone in zip(listen, zones)] if zones else listen
+        self.kvstore_args += ["--nodes", ",".join(nodes)]
+        if "--replicas" in store_args:
+            self.kvstore_args += ["--replicas", store_args[store_args.index("--replicas") + 1]]
+        for i in range(count):
+            self.start(f"kvstore-{i}", self.kvstore_args, listen[i])
+        return nodes
+
+    def start(self, role, args, listen="127.0.0.1:0"):
+        self.roles[role] = Role(self._folder.name, role, list(args), listen, binary=self.binary)
         return self.roles[role]
 
     def restart(self, role, binary=None):

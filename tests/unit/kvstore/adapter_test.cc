@@ -38,14 +38,14 @@ TEST(AdapterTest, PutStartComesBackAsItWas) {
 
 TEST(AdapterTest, ComparisonsOfNodesAreChecked) {
   kv::CompareBlocksRequest in;
-  in.tenant[2] = 9;
+  in.tenant_digest[2] = 9;
   in.keys = {Key(1), Key(2)};
   in.idle_seconds = {5, 6};
   v1::CompareBlocksRequest proto;
   ToProto(in, &proto);
   kv::CompareBlocksRequest out;
   ASSERT_TRUE(FromProto(proto, &out).ok());
-  EXPECT_EQ(out.tenant, in.tenant);
+  EXPECT_EQ(out.tenant_digest, in.tenant_digest);
   EXPECT_EQ(out.keys, in.keys);
   EXPECT_EQ(out.idle_seconds, in.idle_seconds);
   proto.add_idle_seconds(7);

@@ -1,0 +1,121 @@
+"""Lost copies come back by themselves: after kill -9, a standstill and damage in memory, and before a node leaves."""
+import signal
+import subprocess
+import sys
+import unittest
+
+from cluster import BINARY, ROOT, ClusterTest, tokens, words
+
+sys.path.insert(0, str(ROOT / "tests/chaos"))
+from faults import flip_blocks  # noqa: E402
+
+UNDER = "oscarkv_kvstore_under_replicated_blocks"
+
+
+class Repair(ClusterTest):
+    options = dict(kvstores=3, attentions=1, capacity="96MiB",
+                   kvstore_args=["--repair-interval", "300ms", "--repair-grace", "3s", "--scrub-rate", "1GiB",
+                                 "--drain-timeout", "15s"])
+
+    def setUp(self):
+        for i in range(3):
+            if self.cluster[f"kvstore-{i}"].process.poll() is not None:
+                self.cluster.restart(f"kvstore-{i}")
+        self.cluster.wait_for("all nodes are connected", lambda: all(
+            role.metric("oscarkv_kvstore_client_node_up") == 3
+            for kind in ("gateway", "prefill", "attention") for role in self.cluster.of(kind)))
+        self.wait_whole()
+
+    def alive(self):
+        return [n for n in self.cluster.of("kvstore") if n.process.poll() is None]
+
+    def under(self, state="waiting"):
+        return sum(n.metric(UNDER, state=state) for n in self.alive())
+
+    def wait_whole(self, timeout=30):
+        """Blocks younger than five seconds are their writer's, so no block is under-replicated only when nothing else is stored."""
+        def whole():
+            return self.blocks() >= 2 * self.distinct() and self.under() == 0
+        self.cluster.wait_for("all copies are there", whole, timeout)
+
+    def blocks(self):
+        return sum(n.metric("oscarkv_kvstore_blocks", kind=kind) for n in self.alive() for kind in ("page", "bf16"))
+
+    asked = {}
+
+    def distinct(self):
+        """Blocks of the prompts that were asked; what was generated filled no block."""
+        return sum(answer["usage"]["prompt_tokens"] // 64 for answer in self.asked.values())
+
+    def ask(self, start):
+        self.asked[start] = self.cluster.generate(words(700, start), "--max-tokens", 4)
+        return self.asked[start]
+
+    def expect_full_hits(self):
+        for start, first in self.asked.items():
+            with self.subTest(start=start):
+                second = self.cluster.generate(words(700, start), "--max-tokens", 4)
+                self.assertGreaterEqual(second["usage"]["cached_tokens"], (first["usage"]["prompt_tokens"] - 1) // 64 * 64)
+                self.assertEqual(tokens(second), tokens(first))
+
+    def test_a_second_death_loses_nothing(self):
+        for start in (0, 3000, 6000):
+            self.ask(start)
+        self.wait_whole()
+        victim = max(self.alive(), key=lambda n: n.metric("oscarkv_kvstore_blocks", kind="page"))
+        victim.kill()
+        self.cluster.wait_for("the loss is known", lambda: self.under() > 0)
+        self.wait_whole()
+        status = subprocess.run([BINARY, "status", "--gateway", self.cluster.gateway.address], capture_output=True, text=True,
+                                check=True).stdout
+        self.assertIn("under-replicated blocks: 0", status)
+        max(self.alive(), key=lambda n: n.metric("oscarkv_kvstore_blocks", kind="page")).kill()
+        self.expect_full_hits()
+        self.cluster.wait_for("one node cannot hold two copies", lambda: self.under("no_node") > 0)
+
+    def test_flipped_bits_are_found_and_repaired(self):
+        self.ask(9000)
+        self.wait_whole()
+        victim = max(self.alive(), key=lambda n: n.metric("oscarkv_kvstore_blocks", kind="page"))
+        stored = sum(victim.metric("oscarkv_kvstore_blocks", kind=kind) for kind in ("page", "bf16"))
+        restored = self.restored()
+        self.assertGreaterEqual(flip_blocks(victim.process.pid), stored)
+        self.cluster.wait_for("the scrubber finds them", lambda: victim.metric(
+            "oscarkv_kvstore_corrupt_blocks_total", found="scrub") >= stored)
+        self.cluster.wait_for("good copies replace them", lambda: self.restored() >= restored + stored)
+        for other in self.alive():
+            self.wait_whole()
+            if other is not victim:
+                other.kill()  # what is left in the end is what was repaired
+        self.expect_full_hits()
+
+    def restored(self):
+        return sum(n.metric("oscarkv_kvstore_repair_copies_total", outcome="restored") for n in self.alive())
+
+    def test_a_node_that_stops_leaves_its_copies(self):
+        self.ask(12000)
+        victim = max(self.alive(), key=lambda n: n.metric("oscarkv_kvstore_blocks", kind="page"))
+        self.assertEqual(victim.terminate(30), 0)
+        self.assertGreaterEqual(self.blocks(), 2 * self.distinct())
+        max(self.alive(), key=lambda n: n.metric("oscarkv_kvstore_blocks", kind="page")).kill()
+        self.expect_full_hits()
+
+    def test_copies_heal_after_a_standstill(self):
+        self.ask(15000)
+        self.wait_whole()
+        victim = max(self.alive(), key=lambda n: n.metric("oscarkv_kvstore_blocks", kind="page"))
+        victim.send(signal.SIGSTOP)
+        others = [n for n in self.alive() if n is not victim]
+        try:
+            self.ask(18000)
+            self.cluster.wait_for("the others do without it", lambda: all(
+                n.metric("oscarkv_kvstore_silent_peers") == 1 and n.metric(UNDER, state="waiting") == 0 for n in others))
+        finally:
+            victim.send(signal.SIGCONT)
+        self.cluster.wait_for("it is back", lambda: all(n.metric("oscarkv_kvstore_silent_peers") == 0 for n in others))
+        self.wait_whole()
+        self.expect_full_hits()
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
