@@ -180,6 +180,7 @@ TEST_F(ServerTest, ClientsDeadlineReachesTheWorker) {
 
 TEST_F(ServerTest, AttentionWorkerThatDiesEndsTheStream) {
   decode_script_.hang_decode = true;
+  options_.resume_wait = Duration{0};  // nobody will come back
   StartAll();
   grpc::ClientContext context;
   SetDeadline(&context);
@@ -380,6 +381,11 @@ TEST(AddOptions, EveryFieldHasARow) {
       {"zone", "east"},
       {"etcd", "f:6"},
       {"etcd-prefix", "/p/"},
+      {"etcd-ca", "ca.pem"},
+      {"etcd-cert", "cert.pem"},
+      {"etcd-key", "key.pem"},
+      {"etcd-user", "u"},
+      {"etcd-password-file", "password"},
       {"router", "round-robin"},
       {"max-running", "5"},
       {"max-waiting", "6"},
@@ -392,6 +398,7 @@ TEST(AddOptions, EveryFieldHasARow) {
       {"max-message-size", "1MiB"},
       {"max-resumes", "13"},
       {"worker-silence", "14s"},
+      {"resume-wait", "18s"},
       {"http-listen", "e:5"},
       {"http-max-body", "2MiB"},
       {"http-max-connections", "15"},
@@ -413,6 +420,7 @@ TEST(AddOptions, EveryFieldHasARow) {
   EXPECT_EQ(options.http_max_body_bytes, 2u << 20);
   EXPECT_EQ(options.http_max_connections, 15);
   EXPECT_EQ(options.worker_silence, std::chrono::seconds(14));
+  EXPECT_EQ(options.resume_wait, std::chrono::seconds(18));
   EXPECT_EQ(options.match_timeout, std::chrono::milliseconds(9));
   EXPECT_EQ(options.max_message_bytes, 1u << 20);
   EXPECT_EQ(table.Set("router", "best").code(), absl::StatusCode::kInvalidArgument);
