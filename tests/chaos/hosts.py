@@ -43,8 +43,23 @@ class Host:
         self.prefix = ["ip", "netns", "exec", self.namespace]
 
 
+def _only_run(seconds=300):
+    """Names and addresses are those of one run: a second one, even of another clone, waits until the socket's name is free."""
+    lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            lock.bind(f"\0{PREFIX}-chaos")
+            return lock
+        except OSError as e:
+            if time.monotonic() > deadline:
+                raise RuntimeError("another chaos run on this machine does not end") from e
+            time.sleep(1)
+
+
 class Network:
     def __init__(self):
+        self._lock = _only_run()
         self.hosts = {}
         self.clear()
         _ip("link", "add", BRIDGE, "type", "bridge")

@@ -13,7 +13,8 @@ UNDER = "oscarkv_kvstore_under_replicated_blocks"
 
 
 class Repair(ClusterTest):
-    options = dict(kvstores=3, attentions=1, capacity="96MiB",
+    # Canonical: what is computed again behind a prefix hit has the same numbers. TCP: the arena is mapped once, and flipped once.
+    options = dict(kvstores=3, attentions=1, capacity="96MiB", lanes="tcp", worker_args=["--prefill-history", "canonical"],
                    kvstore_args=["--repair-interval", "300ms", "--repair-grace", "3s", "--scrub-rate", "1GiB",
                                  "--drain-timeout", "15s"])
 
@@ -55,7 +56,8 @@ class Repair(ClusterTest):
         for start, first in self.asked.items():
             with self.subTest(start=start):
                 second = self.cluster.generate(words(700, start), "--max-tokens", 4)
-                self.assertGreaterEqual(second["usage"]["cached_tokens"], (first["usage"]["prompt_tokens"] - 1) // 64 * 64)
+                # Hand-over blocks are not repaired: without them the window is computed again, four blocks and the rest.
+                self.assertGreaterEqual(second["usage"]["cached_tokens"], (first["usage"]["prompt_tokens"] // 64 - 4) * 64)
                 self.assertEqual(tokens(second), tokens(first))
 
     def test_a_second_death_loses_nothing(self):

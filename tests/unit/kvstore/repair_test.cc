@@ -137,6 +137,8 @@ class RepairTest : public ClientTest {
   void Unplug(const std::string& name) {
     servers_[name]->set_plugged(false);
     away_.insert(name);
+    // The client learns it: what it opened there is gone when another process comes back.
+    Await([&] { return !client_->Stats(Soon())[name[0] - 'a'].reachable; });
   }
   // Another process, its memory empty.
   void Return(const std::string& name) {
