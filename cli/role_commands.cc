@@ -107,8 +107,15 @@ absl::StatusOr<RunningRole> StartWithArgs(const std::vector<std::string>& args,
   typename Role::Options options;
   OptionTable table;
   AddRows(&table, &options);
-  for (size_t i = 0; i + 1 < args.size(); i += 2) {
-    RETURN_IF_ERROR(table.Set(absl::StripPrefix(args[i], "--"), args[i + 1]));
+  // "--name value", or as on a command line a flag alone: "--name", "--no-name".
+  for (size_t i = 0; i < args.size();) {
+    const absl::string_view name = absl::StripPrefix(args[i++], "--");
+    if (i < args.size() && !absl::StartsWith(args[i], "--")) {
+      RETURN_IF_ERROR(table.Set(name, args[i++]));
+    } else {
+      const bool off = absl::StartsWith(name, "no-");
+      RETURN_IF_ERROR(table.Set(absl::StripPrefix(name, "no-"), off ? "false" : "true"));
+    }
   }
   return Role::Start(options, registry);
 }
