@@ -1,5 +1,6 @@
 // oscarkv kvstore | prefill | attention | gateway: one role in this process; and StartRole, by
 // which `serve` starts them all in one.
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "attention_worker/attention_server.h"
