@@ -49,11 +49,15 @@ std::string Text(const ASN1_TIME* time) {
 
 absl::Status CheckDates(const X509* cert, int64_t unix_s) {
   time_t now = unix_s;
-  if (X509_cmp_time(X509_get0_notAfter(cert), &now) < 0) {
+  const int end = X509_cmp_time(X509_get0_notAfter(cert), &now);
+  const int begin = X509_cmp_time(X509_get0_notBefore(cert), &now);
+  if (end == 0 || begin == 0)  // never for equal times
+    return absl::InvalidArgumentError("the certificate's dates cannot be read");
+  if (end < 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("the certificate expired on ", Text(X509_get0_notAfter(cert))));
   }
-  if (X509_cmp_time(X509_get0_notBefore(cert), &now) > 0) {
+  if (begin > 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("the certificate is valid from ", Text(X509_get0_notBefore(cert)), " on"));
   }
