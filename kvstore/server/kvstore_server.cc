@@ -184,7 +184,7 @@ struct KvStoreServer::Impl {
   std::unique_ptr<Tier> tier;  // null: only memory
   std::unique_ptr<KvRepairMetrics> repair_metrics;
   std::unique_ptr<KvNode> node;
-  std::unique_ptr<NodeGate> gate;  // null without a transport
+  std::unique_ptr<NodeGate> gate;          // null without a transport
   std::unique_ptr<Membership> membership;  // the three are null without repair, resp. scrubbing
   std::unique_ptr<Repairer> repairer;
   std::unique_ptr<Scrubber> scrubber;

@@ -73,8 +73,9 @@ void AddOptions(OptionTable* table, KvStoreServerOptions* o) {
       "has pinned or reserved, asked at each access; granted: the node offers no other lane than "
       "tcp, as shared memory and RDMA ask nobody");
   AddEtcdOptions(table, &o->etcd, &o->etcd_prefix, &o->etcd_access);
-  table->AddString("advertise", &o->advertise, "HOST:PORT",
-                   "With --etcd or --nodes: how clients reach this node; empty: the listen address");
+  table->AddString(
+      "advertise", &o->advertise, "HOST:PORT",
+      "With --etcd or --nodes: how clients reach this node; empty: the listen address");
   table->AddString(
       "zone", &o->zone, "NAME",
       "With --etcd: zone of this node; replicas go to different zones; empty: its own");
