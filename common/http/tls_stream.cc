@@ -73,9 +73,10 @@ absl::StatusOr<std::shared_ptr<TlsContext>> TlsContexts::Load() {
 }
 
 std::shared_ptr<TlsContext> TlsContexts::Current() {
-  const bool changed =
-      cert_.Changed() | key_.Changed() | (!options_.tls_ca.empty() && ca_.Changed());
-  if (!changed) return current_;
+  // Each is asked: what has changed is known only by asking.
+  const bool cert = cert_.Changed(), key = key_.Changed();
+  const bool roots = !options_.tls_ca.empty() && ca_.Changed();
+  if (!cert && !key && !roots) return current_;
   absl::StatusOr<std::shared_ptr<TlsContext>> loaded = Load();
   if (loaded.ok()) {
     current_ = *std::move(loaded);

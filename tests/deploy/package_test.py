@@ -58,7 +58,7 @@ class Shipped(unittest.TestCase):
         self.assertIn("model", self.complete(""))
         self.assertEqual(self.complete("model", ""), ["check"])
         self.assertEqual(self.complete("codec", ""), ["show", "convert"])
-        self.assertEqual(self.complete("bench", ""), ["decode"])
+        self.assertEqual(self.complete("bench", ""), ["decode", "prefill"])
         self.assertEqual(self.complete("model", "check", "--gol"), ["--golden"])
         self.assertEqual(self.complete("prefill", "--profile", ""), ["oscar", "shaped", "bf16"])
         for command, rows in options().items():

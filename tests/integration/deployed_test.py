@@ -32,6 +32,8 @@ class DeployedCluster(Cluster):
         given = dict(zip(args[::2], args[1::2]))
         for option, variable in (("--nodes", "NODES"), ("--prefill", "PREFILL"), ("--attention", "ATTENTION")):
             self._variables[variable] = given.get(option, "")
+        if kind == "kvstore":
+            self._variables["NODES"] = "a-pod.oscarkv-kvstore:7401"  # itself, by the name that it advertises
         deployed = [re.sub(r"\$\((\w+)\)", lambda m: self._variables[m[1]], a).replace("/etc/oscarkv", self._config.name)
                     for a in self._containers[kind]["args"][1:]]
         return super().start(role, [*deployed, "--metrics-listen", "127.0.0.1:0",
