@@ -91,6 +91,12 @@ class Leaks(unittest.TestCase):
             w for w in self.cluster.of("attention") if w.metric("oscarkv_attention_running_sequences") > 0) or found)
         return found[0]
 
+    def give_up(self, process):
+        """The client ends: its request would wait for the worker that comes back, and be computed beside the one that is compared."""
+        process.kill()
+        process.wait()
+        self.cluster.wait_for("it is cancelled", lambda: self.cluster.gateway.metric("oscarkv_gateway_running_requests") == 0)
+
     def kill(self, role):
         role.kill()
         restarted = self.cluster.restart(role.role)
@@ -98,28 +104,31 @@ class Leaks(unittest.TestCase):
             self.cluster.gateway = restarted
 
     def prefill_while_it_puts(self, number):
-        self.begin(number)
+        process = self.begin(number)
         node = self.cluster["kvstore-0"]
         self.cluster.wait_for("a put is under way", lambda: node.metric("oscarkv_kvstore_reserved_bytes") > 0)
         self.cluster["prefill-0"].send(signal.SIGSTOP)  # so that it is still under way when it dies
         held = node.metric("oscarkv_kvstore_reserved_bytes")
         self.kill(self.cluster["prefill-0"])
         self.assertGreater(held, 0)
+        self.give_up(process)
 
     def prefill_at_once(self, number):
-        self.begin(number)
+        process = self.begin(number)
         prefill = self.cluster["prefill-0"]
         self.cluster.wait_for("the prompt has come", lambda: prefill.metric("oscarkv_prefill_running_prompts") > 0)
         self.kill(prefill)
+        self.give_up(process)
 
     def attention_while_it_pulls(self, number):
         before = self.cluster["prefill-0"].log().count("prefill ended")
-        self.begin(number)
+        process = self.begin(number)
         self.cluster.wait_for("the prompt is put", lambda: self.cluster["prefill-0"].log().count("prefill ended") > before)
         for worker in self.cluster.of("attention"):  # whichever it went to
             worker.send(signal.SIGKILL)
         for worker in self.cluster.of("attention"):
             self.kill(worker)
+        self.give_up(process)
 
     def attention_mid_stream(self, number, lines=20):
         process = self.begin(number)
