@@ -25,7 +25,10 @@ def why_not():
         return "network namespaces need root"
     try:
         _ip("netns", "add", PREFIX + "-try")
-        _ip("netns", "del", PREFIX + "-try")
+        try:
+            _ip("-n", PREFIX + "-try", "link", "set", "lo", "up")  # fails in a chroot, whose root is no mount point
+        finally:
+            _ip("netns", "del", PREFIX + "-try")
         _ip("link", "add", PREFIX + "-t", "type", "bridge")
         _ip("link", "del", PREFIX + "-t")
     except FileNotFoundError:
