@@ -41,12 +41,15 @@ class TestServer {
   uint8_t* arena() { return arena_->span().data(); }
   void set_plugged(bool plugged) { plugged_ = plugged; }
   // The answers to GetStart wait until `Resume`.
-  void Stall() { stalled_ = true; }
+  void Stall() {
+    MutexLock lock(mu_);
+    stalled_ = true;
+  }
   void Resume() {
-    stalled_ = false;
     std::vector<std::function<void()>> held;
     {
       MutexLock lock(mu_);
+      stalled_ = false;
       held.swap(held_);
     }
     for (auto& answer : held) answer();
@@ -77,10 +80,16 @@ class TestServer {
     void Call(const kv::KvRequest& request, Time deadline, Done done) override {
       if (!server_->plugged_) return done(absl::UnavailableError("unplugged"));
       ++server_->calls_[request.index()];
-      if (server_->stalled_ && std::holds_alternative<kv::GetStartRequest>(request)) {
+      if (std::holds_alternative<kv::GetStartRequest>(request)) {
         done = [server = server_, done](absl::StatusOr<kv::KvResponse> response) {
-          MutexLock lock(server->mu_);
-          server->held_.push_back([done, response] { done(response); });
+          {
+            MutexLock lock(server->mu_);
+            if (server->stalled_) {
+              server->held_.push_back([done, response] { done(response); });
+              return;
+            }
+          }
+          done(std::move(response));
         };
       }
       LocalStub(server_->node()).Call(request, deadline, std::move(done));
@@ -107,8 +116,9 @@ class TestServer {
   const Clock* clock_ = nullptr;
   std::vector<std::unique_ptr<KvNode>> nodes_;  // the last one runs
   std::atomic<KvNode*> node_{nullptr};
-  std::atomic<bool> plugged_{true}, stalled_{false};
+  std::atomic<bool> plugged_{true};
   Mutex mu_;
+  bool stalled_ GUARDED_BY(mu_) = false;
   std::vector<std::function<void()>> held_ GUARDED_BY(mu_);
   std::atomic<int> calls_[std::variant_size_v<kv::KvRequest>] = {};
 };
