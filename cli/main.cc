@@ -5,6 +5,7 @@
 #include <exception>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "cli/command.h"
@@ -100,11 +101,28 @@ std::vector<std::unique_ptr<Command>> AllCommands() {
   return commands;
 }
 
+// "--name=" says that the value is empty; CLI11 would take the next argument for it. In reverse, as
+// CLI11 wants them.
+std::vector<std::string> Arguments(int argc, char** argv) {
+  std::vector<std::string> args;
+  for (int i = argc - 1; i > 0; --i) {
+    const std::string_view arg = argv[i];
+    if (arg.size() > 3 && arg.substr(0, 2) == "--" && arg.find('=') == arg.size() - 1) {
+      args.emplace_back();
+      args.emplace_back(arg.substr(0, arg.size() - 1));
+    } else {
+      args.emplace_back(arg);
+    }
+  }
+  return args;
+}
+
 int Main(int argc, char** argv) {
   CLI::App app(
       "oscarkv keeps the KV cache of large language models at 2 bits, in a distributed paged "
       "store.\n"
-      "Start with `oscarkv serve --model DIR`, then `oscarkv generate --prompt-file FILE`.");
+      "Start with `oscarkv serve --model DIR`, then `oscarkv generate --prompt-file FILE`.",
+      "oscarkv");
   app.require_subcommand(1);
   app.set_version_flag("--version", VersionText,
                        "Print version, commit, compiler, UCX and kernels");
@@ -130,7 +148,7 @@ int Main(int argc, char** argv) {
     });
   }
   try {
-    app.parse(argc, argv);
+    app.parse(Arguments(argc, argv));
   } catch (const CLI::ParseError& e) {
     return app.exit(e) == 0 ? 0 : 2;
   }

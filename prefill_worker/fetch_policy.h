@@ -7,9 +7,8 @@
 // wait of the options:
 //   nothing is fetched when fetching F is expected to take longer than computing C by the margin:
 //     F > max((1 + m) * C, C + w)
-//   each get, of at most kGetBlocks blocks, may take max((1 + m) * c, w), where c is computing
-//   these
-//     blocks; after one that took longer no further one is made.
+//   each get, of at most kGetBlocks blocks, may take max((1 + m) * c, w), with c what computing
+//     these blocks would take; after one that took longer no further one is made.
 // So the first token comes at most m times C and one get's wait later than without a store.
 //
 // What was not measured for kForget is not known: then the next prefix is fetched, and measured. A

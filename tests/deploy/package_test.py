@@ -27,6 +27,12 @@ class Shipped(unittest.TestCase):
         version = re.search(r"project\(oscarkv VERSION (\S+)", (ROOT / "CMakeLists.txt").read_text())[1]
         self.assertRegex(text, rf"^oscarkv {version}\ncommit \S+\ncompiler \w+ [\d.]+\nUCX [\d.]+\nkernels \w+ \(of [\w, ]+\)\n$")
 
+    def test_an_empty_value_is_a_value(self):
+        """As `--nodes=$(NODES)` of a manifest is with an empty list: the next argument is not its value."""
+        run = oscarkv("kvstore", "--nodes=", "--capacity=much")
+        self.assertEqual(run.returncode, 2)
+        self.assertIn("--capacity", run.stderr)
+
     def test_manual_page_has_every_option(self):
         text = page("man").replace("\\-", "-")
         for command, rows in options().items():
