@@ -47,7 +47,8 @@ void AddWorkerOptions(OptionTable* table, WorkerOptions* o) {
   table->AddString("ucx-lanes", &o->ucx_lanes, "LIST",
                    "Lanes of the ucx data path: auto, or a list as in UCX_TLS");
   table->AddString("ucx-devices", &o->ucx_devices, "LIST",
-                   "Devices of the ucx data path, as in UCX_NET_DEVICES; empty: all");
+                   "Devices of the ucx data path, as in UCX_NET_DEVICES; empty: lo when --listen, "
+                   "--nodes and --etcd name loopback addresses, else all");
   table->AddBytes("page-pool", &o->page_pool_bytes, 0, uint64_t{1} << 50,
                   "Memory for 2-bit pages; 0: enough for several sequences of full length, at most "
                   "2 GiB unless one needs more");

@@ -126,7 +126,7 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> BuildRuntime(
   if (options.data_path == "ucx") {
     UcxOptions ucx;
     ucx.lanes = options.ucx_lanes;
-    ucx.devices = options.ucx_devices;
+    ucx.devices = DataPathDevices(options.ucx_devices, options.listen, options.store);
     ASSIGN_OR_RETURN(runtime->transport, CreateUcxTransport(ucx, registry));
   }
   KvClientOptions client = ClientOptions(options.store);

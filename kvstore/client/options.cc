@@ -2,6 +2,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "common/auth/security_options.h"
 #include "common/status_macros.h"
 #include "kvstore/cluster/etcd_options.h"
 #include "kvstore/cluster/membership.h"
@@ -59,6 +60,17 @@ absl::Status CheckStoreOptions(const StoreOptions& o) {
                                                    " nodes of --nodes"));
   }
   return absl::OkStatus();
+}
+
+std::string DataPathDevices(const std::string& devices, absl::string_view listen,
+                            const StoreOptions& store) {
+  if (!devices.empty() || !auth::IsLoopback(listen)) return devices;
+  for (const auto* addresses : {&store.nodes, &store.etcd}) {
+    for (const std::string& address : *addresses) {
+      if (!auth::IsLoopback(address)) return devices;
+    }
+  }
+  return "lo";
 }
 
 KvClientOptions ClientOptions(const StoreOptions& o) {

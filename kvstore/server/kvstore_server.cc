@@ -10,6 +10,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "common/auth/security_options.h"
 #include "common/log.h"
 #include "common/mutex.h"
 #include "common/rpc/client_security.h"
@@ -314,7 +315,9 @@ absl::StatusOr<std::unique_ptr<KvStoreServer>> KvStoreServer::Start(
   UcxOptions ucx;
   // Nobody asks at an access by shared memory or RDMA.
   ucx.lanes = options.data_access == "granted" ? "tcp" : options.ucx_lanes;
-  ucx.devices = options.ucx_devices;
+  // UCX opens a port on every device that it may use.
+  const bool local = options.ucx_devices.empty() && auth::IsLoopback(options.listen);
+  ucx.devices = local ? "lo" : options.ucx_devices;
   ASSIGN_OR_RETURN(std::unique_ptr<Transport> transport, CreateUcxTransport(ucx, registry));
   Transport* const used = transport.get();
   return Start(options, std::move(transport), used, registry);

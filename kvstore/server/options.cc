@@ -65,8 +65,10 @@ void AddOptions(OptionTable* table, KvStoreServerOptions* o) {
                    "How blocks travel: by UCX where the client can, or only by gRPC");
   table->AddString("ucx-lanes", &o->ucx_lanes, "LIST",
                    "Lanes of the ucx data path: auto, shm, tcp, rdma, or a list as in UCX_TLS");
-  table->AddString("ucx-devices", &o->ucx_devices, "LIST",
-                   "Devices of the ucx data path, as in UCX_NET_DEVICES; empty: all");
+  table->AddString(
+      "ucx-devices", &o->ucx_devices, "LIST",
+      "Devices of the ucx data path, as in UCX_NET_DEVICES; empty: lo when --listen is "
+      "a loopback address, else all");
   table->AddChoice(
       "data-access", &o->data_access, {"arena", "granted"},
       "What a worker may touch over the ucx data path: all blocks, or only those that its session "

@@ -1,14 +1,34 @@
 """A cluster under use: prefix hits, lanes, cancellation, overload, bad input, killed processes, eviction, corruption."""
+import contextlib
 import os
 import signal
 import subprocess
 import unittest
+from pathlib import Path
 
 from cluster import Cluster, ClusterTest, GenerateError, tokens, words
 
 
+def listening(pid):
+    """(address, port) of every TCP port that the process listens on; the address as /proc writes it."""
+    sockets = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            sockets.add(os.readlink(fd))
+    rows = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()]
+    return [tuple(row[1].split(":")) for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
+
+
 class Serving(ClusterTest):
     options = dict(kvstores=2, attentions=2, attention_args=["--handover-ttl", "5s"], prefill_args=["--handover-ttl", "5s"])
+
+    def test_nobody_else_reaches_any_port(self):
+        """Without --listen, --nodes on this machine: gRPC, metrics and what UCX opens."""
+        for name, role in self.cluster.roles.items():
+            ports = listening(role.process.pid)
+            self.assertGreaterEqual(len(ports), 2 if name == "gateway" else 3, (name, ports))
+            for address, port in ports:  # 127.0.0.1, ::ffff:127.0.0.1, ::1
+                self.assertIn(address, ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"), (name, port))
 
     def test_prefix_hit_ships_over_shared_memory(self):
         prompt = words(1500)

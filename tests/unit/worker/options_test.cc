@@ -70,5 +70,18 @@ TEST(WorkerOptions, WhatTheTableCannotCheck) {
   }
 }
 
+TEST(WorkerOptions, TheDataPathStaysOnThisMachineWithAllThatIsNamed) {
+  StoreOptions store;
+  store.nodes = {"127.0.0.1:1@east", "localhost:2/3"};
+  EXPECT_EQ(DataPathDevices("", "127.0.0.1:0", store), "lo");
+  EXPECT_EQ(DataPathDevices("", "0.0.0.0:0", store), "");
+  EXPECT_EQ(DataPathDevices("eth0", "127.0.0.1:0", store), "eth0");
+  store.etcd = {"127.0.0.1:2379", "10.0.0.1:2379"};
+  EXPECT_EQ(DataPathDevices("", "127.0.0.1:0", store), "");
+  store.etcd.clear();
+  store.nodes.push_back("kv-2.example:7401");
+  EXPECT_EQ(DataPathDevices("", "127.0.0.1:0", store), "");
+}
+
 }  // namespace
 }  // namespace oscarkv::worker
