@@ -176,7 +176,7 @@ def run_fault(fault, load, report, before_s):
     count = fault.noticed()
     fault.inject()
     seen = False
-    while time.monotonic() < injected + fault.hold_s:
+    while time.monotonic() < injected + (fault.hold_s if seen else max(fault.hold_s, fault.longest_hold_s)):
         time.sleep(0.3)
         seen = seen or fault.noticed() > count
     fault.heal()
@@ -192,7 +192,7 @@ def run_fault(fault, load, report, before_s):
             if run == RECOVERED:
                 recovered = o.end - healed
                 break
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + fault.notice_s
     while not seen and time.monotonic() < deadline:
         time.sleep(0.3)
         seen = fault.noticed() > count

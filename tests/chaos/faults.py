@@ -9,6 +9,8 @@ from pathlib import Path
 
 class Fault:
     hold_s = 4
+    longest_hold_s = 0  # it is held so long while nobody notices it
+    notice_s = 10  # and may be noticed so long after its end
 
     def __init__(self, cluster, victim):
         self.cluster, self.victim = cluster, victim
@@ -49,8 +51,8 @@ class Kill(Fault):
 
 
 class Stop(Fault):
-    what = "SIGSTOP 6 s"
-    hold_s = 6
+    what = "SIGSTOP"
+    hold_s, longest_hold_s = 6, 15  # silence of 3 s and a question of 2 s take longer on a busy machine
 
     def inject(self):
         self.role.send(signal.SIGSTOP)
@@ -82,9 +84,10 @@ class Slow(Fault):
         self.cluster.pulse(None)
 
     def noticed(self):
-        """Store calls that took more than a tenth of a second."""
+        """Store calls that took more than a tenth of a second, and those whose callers did not wait so long for this node."""
         roles, name = ("gateway", "prefill", "attention"), "oscarkv_kvstore_client_op_seconds"
-        return self.cluster.total(roles, name + "_count") - self.cluster.total(roles, name + "_bucket", le="0.1")
+        return (self.cluster.total(roles, name + "_count") - self.cluster.total(roles, name + "_bucket", le="0.1")
+                + self.cluster.total(roles, "oscarkv_kvstore_client_hedges_total", peer=self.role.address))
 
 
 class Proxied(Fault):
@@ -165,6 +168,7 @@ class FullDisk(Fault):
 class DiskFlips(Fault):
     """One bit of every block in the files of all nodes' tiers: no replica on disk is good. Readers or the scrubber find them."""
     name, hold_s = "bit flips on all disks", 8
+    notice_s = 75  # the scrubber begins once a minute
 
     def inject(self):
         deadline = time.monotonic() + 20
@@ -183,6 +187,7 @@ class DiskFlips(Fault):
 class ClockJump(Fault):
     """An hour ahead, then back: nothing that expires may care about the wall clock."""
     what = "clock +1 h of"
+    longest_hold_s = 30  # until the victim has something to log
 
     def inject(self):
         self.cluster.set_clock(self.victim, 3600)
