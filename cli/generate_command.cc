@@ -2,6 +2,7 @@
 // to stdout.
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 #include <iostream>
@@ -79,11 +80,16 @@ class GenerateCommand final : public Command {
     ASSIGN_OR_RETURN(const v1::GenerateRequest request, MakeRequest());
     if (!model_.empty()) return RunLocal(request);
     ASSIGN_OR_RETURN(std::unique_ptr<GatewayClient> client,
-                     GatewayClient::Connect(gateway_, std::chrono::seconds(5)));
+                     GatewayClient::Connect(gateway_, ConnectWait()));
     return Ask(*client, request);
   }
 
  private:
+  // Who retries means to outlast a gateway that is just being restarted.
+  Duration ConnectWait() const {
+    const Duration shortest = std::chrono::seconds(5), longest = std::chrono::seconds(30);
+    return retries_ > 0 ? std::clamp(timeout_, shortest, longest) : shortest;
+  }
   absl::StatusOr<v1::GenerateRequest> MakeRequest() {
     v1::GenerateRequest r;
     for (absl::string_view id : absl::StrSplit(prompt_ids_, ',', absl::SkipEmpty())) {

@@ -1,15 +1,23 @@
 // oscarkv status: the cluster as a table.
 #include <cstdio>
+#include <optional>
+#include <thread>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "cli/command.h"
 #include "cli/gateway_client.h"
+#include "cli/readiness.h"
 #include "cli/terminal.h"
 #include "common/status_macros.h"
 
 namespace oscarkv::cli {
 namespace {
+
+// A gateway knows of its workers what it asked up to a second ago (--poll-interval).
+constexpr Duration kHolds = std::chrono::seconds(2);
+constexpr Duration kAskEvery = std::chrono::milliseconds(250);
 
 std::string Percent(uint64_t part, uint64_t whole) {
   return whole == 0 ? "-"
@@ -90,7 +98,8 @@ std::string WorkerTable(const v1::GetStatusResponse& s) {
       rows.push_back({w.endpoint(), i.role(), absl::StrCat("DOWN: ", w.error())});
       continue;
     }
-    rows.push_back({w.endpoint(), i.role(), "up",
+    // Answers, and is left out of requests: it serves another model or profile than most.
+    rows.push_back({w.endpoint(), i.role(), w.error().empty() ? "up" : "NOT USED: " + w.error(),
                     absl::StrCat(i.profile(), i.data_free() ? " (data-free!)" : ""),
                     absl::StrCat(i.running()), absl::StrCat(i.waiting()),
                     absl::StrCat(i.pool_pages_free(), "/", i.pool_pages())});
@@ -115,11 +124,66 @@ class StatusCommand final : public Command {
   std::string summary() const override {
     return "Show nodes, workers, KV bytes by kind, hit rate and compression";
   }
-  void AddOptions(OptionTable* table) override { AddGatewayOptions(table, &gateway_); }
+  void AddOptions(OptionTable* table) override {
+    AddGatewayOptions(table, &gateway_);
+    table->AddDuration("wait", &wait_, Duration(0), std::chrono::hours(24),
+                       "First wait, so long at most, until the gateway answers, all nodes and "
+                       "workers are up and no copy of a block is missing: before the next process "
+                       "is restarted; exit status 1 when it does not come to that; 0: do not wait");
+  }
   absl::Status Run() override {
-    ASSIGN_OR_RETURN(std::unique_ptr<GatewayClient> client,
-                     GatewayClient::Connect(gateway_, std::chrono::seconds(5)));
-    ASSIGN_OR_RETURN(const v1::GetStatusResponse s, client->GetStatus());
+    v1::GetStatusResponse status;
+    absl::Status waited;
+    if (wait_ > Duration(0)) {
+      waited = Wait(&status);
+    } else {
+      ASSIGN_OR_RETURN(std::unique_ptr<GatewayClient> client,
+                       GatewayClient::Connect(gateway_, std::chrono::seconds(5)));
+      ASSIGN_OR_RETURN(status, client->GetStatus());
+    }
+    if (waited.ok() || status.workers_size() > 0) Print(status);
+    return waited;
+  }
+
+ private:
+  // Until the cluster is whole; `last`: the last status that was got.
+  absl::Status Wait(v1::GetStatusResponse* last) {
+    const Clock& clock = *SteadyClock::Get();
+    const Time start = clock.Now();
+    std::optional<Time> whole_since;
+    std::string missing;
+    while (true) {
+      const Time now = clock.Now();
+      const std::string was = std::exchange(missing, Ask(last, now - start));
+      if (missing.empty()) {
+        if (!whole_since) whole_since = now;
+        if (clock.Now() - *whole_since >= kHolds) return absl::OkStatus();
+      } else {
+        whole_since.reset();
+        if (missing != was) std::fprintf(stderr, "waiting: %s\n", missing.c_str());
+      }
+      if (clock.Now() - start >= wait_) {
+        return absl::DeadlineExceededError(absl::StrCat(
+            "after ", FormatDuration(wait_), ": ",
+            missing.empty() ? "all is well, but not yet for long enough" : missing.c_str()));
+      }
+      std::this_thread::sleep_for(kAskEvery);
+    }
+  }
+
+  // What is missing of a whole cluster. A gateway that does not answer may be the one that is
+  // restarted.
+  std::string Ask(v1::GetStatusResponse* last, Duration waited) {
+    absl::StatusOr<std::unique_ptr<GatewayClient>> client =
+        GatewayClient::Connect(gateway_, std::chrono::seconds(1));
+    if (!client.ok()) return std::string(client.status().message());
+    absl::StatusOr<v1::GetStatusResponse> status = (*client)->GetStatus();
+    if (!status.ok()) return std::string(status.status().message());
+    *last = *std::move(status);
+    return MissingForWhole(*last, waited);
+  }
+
+  static void Print(const v1::GetStatusResponse& s) {
     std::printf("%s%s\n\n%s%s\n", NodeTable(s).c_str(), StoreLine(s).c_str(), TierTable(s).c_str(),
                 WorkerTable(s).c_str());
     std::printf(
@@ -130,11 +194,10 @@ class StatusCommand final : public Command {
         static_cast<unsigned long long>(s.prompt_tokens()),
         Percent(s.cached_tokens(), s.prompt_tokens()).c_str(),
         static_cast<unsigned long long>(s.generated_tokens()), Compression(s).c_str());
-    return absl::OkStatus();
   }
 
- private:
   GatewayAddress gateway_;
+  Duration wait_{0};
 };
 
 }  // namespace

@@ -262,6 +262,7 @@ v1::StoreNodeStatus ToProto(const KvNodeStats& stats) {
   out.set_no_room_copies(stats.replicas.no_room_blocks);
   out.set_restored_copies(stats.replicas.restored_blocks);
   out.set_silent_peers(stats.replicas.silent_peers);
+  out.set_compared_ms_ago(stats.replicas.compared_ms_ago);
   out.set_ssd_capacity_bytes(stats.tier.capacity_bytes);
   out.set_ssd_used_bytes(stats.tier.used_bytes);
   for (uint64_t blocks : stats.tier.kind_blocks) out.set_ssd_blocks(out.ssd_blocks() + blocks);

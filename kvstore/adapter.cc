@@ -499,6 +499,7 @@ void ToProto(const kv::StatsResponse& in, v1::StatsResponse* out) {
     replicas->set_no_room_blocks(in.replicas.no_room_blocks);
     replicas->set_restored_blocks(in.replicas.restored_blocks);
     replicas->set_silent_peers(in.replicas.silent_peers);
+    replicas->set_compared_ms_ago(in.replicas.compared_ms_ago);
   }
   if (in.tier.capacity_bytes > 0) TierToProto(in.tier, out->mutable_tier());
 }
@@ -521,7 +522,8 @@ absl::Status FromProto(const v1::StatsResponse& in, kv::StatsResponse* out) {
                      replicas.no_node_blocks(),
                      replicas.no_room_blocks(),
                      replicas.restored_blocks(),
-                     replicas.silent_peers()};
+                     replicas.silent_peers(),
+                     replicas.compared_ms_ago()};
   }
   if (in.has_tier()) out->tier = TierFromProto(in.tier());
   return absl::OkStatus();

@@ -62,7 +62,7 @@ struct TierStats {
 struct ReplicaStats {
   bool known = false;  // false: the node does not know the other nodes
   uint64_t waiting_blocks = 0, no_node_blocks = 0, no_room_blocks = 0, restored_blocks = 0,
-           silent_peers = 0;
+           silent_peers = 0, compared_ms_ago = 0;
 };
 
 // A piece of a block in local registered memory.

@@ -442,6 +442,8 @@ absl::Status KvNode::Handle(const kv::StatsRequest& request, kv::StatsResponse* 
   {
     MutexLock lock(replicas_mu_);
     response->replicas = replica_stats_;
+    response->replicas.compared_ms_ago = static_cast<uint64_t>(
+        std::max<int64_t>(0, (clock_->Now() - compared_) / std::chrono::milliseconds(1)));
   }
   {
     MutexLock lock(quarantine_mu_);

@@ -113,7 +113,8 @@ class KvNode {
   // buckets differ.
   using DigestTable = absl::flat_hash_map<std::string, std::vector<uint64_t>>;
   void PublishDigests(DigestTable digests);
-  void PublishReplicaStats(const ReplicaStats& stats);
+  // `compared`: when the comparison began that they are of.
+  void PublishReplicaStats(const ReplicaStats& stats, Time compared);
 
   // Blocks whose copies are to be looked after, without those that were put in the last `settle`.
   std::vector<BlockIndex::Listed> ListBlocks(Duration settle) const;
@@ -272,6 +273,7 @@ class KvNode {
   Mutex replicas_mu_;
   DigestTable digests_ GUARDED_BY(replicas_mu_);
   ReplicaStats replica_stats_ GUARDED_BY(replicas_mu_);
+  Time compared_ GUARDED_BY(replicas_mu_){};
   // Blocks that clients erased, so that another node's copy does not come back.
   absl::flat_hash_map<StoredKey, Time> erasures_ GUARDED_BY(replicas_mu_);
   std::deque<std::pair<Time, StoredKey>> erasure_order_ GUARDED_BY(replicas_mu_);

@@ -82,9 +82,10 @@ void KvNode::PublishDigests(DigestTable digests) {
   digests_.swap(digests);
 }
 
-void KvNode::PublishReplicaStats(const ReplicaStats& stats) {
+void KvNode::PublishReplicaStats(const ReplicaStats& stats, Time compared) {
   MutexLock lock(replicas_mu_);
   replica_stats_ = stats;
+  compared_ = compared;
 }
 
 std::vector<BlockIndex::Listed> KvNode::ListBlocks(Duration settle) const {

@@ -145,7 +145,8 @@ void Repairer::Judge(Peer* peer, const absl::Status& status, Time now) {
 // --- What is missing ---
 
 Repairer::Findings Repairer::Look(bool leaving) {
-  SyncPeers(clock_->Now());
+  looked_at_ = clock_->Now();
+  SyncPeers(looked_at_);
   Findings findings;
   const bool listed = peers_.contains(options_.self);
   // Not registered yet, or one copy is all that is wanted: nothing to look after.
@@ -264,7 +265,7 @@ void Repairer::Count(const RepairView& view, const Survey& survey, Findings* f) 
 void Repairer::Publish(const ReplicaStats& stats) {
   ReplicaStats now = stats;
   now.restored_blocks = restored_;
-  node_->PublishReplicaStats(now);
+  node_->PublishReplicaStats(now, looked_at_);
   if (metrics_ == nullptr) return;
   metrics_->under_replicated.With({options_.name, "waiting"}).Set(now.waiting_blocks);
   metrics_->under_replicated.With({options_.name, "no_node"}).Set(now.no_node_blocks);

@@ -129,6 +129,7 @@ class Repairer {
   std::map<std::pair<std::string, std::string>, Client> clients_;  // by endpoint and tenant
   uint64_t restored_ = 0;
   Time next_copy_{};
+  Time looked_at_{};  // the beginning of the last Look()
 
   Mutex mu_;
   CondVar changed_;

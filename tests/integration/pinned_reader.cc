@@ -1,6 +1,9 @@
 // A reader that holds its pins for as long as it is told to, for the eviction test.
 //
-//   pinned_reader HOST:PORT COUNT BYTES
+//   pinned_reader HOST:PORT COUNT BYTES [unfinished]
+//
+// unfinished: reserves COUNT blocks of BYTES bytes instead, writes nothing, prints "reserved" and
+// holds them until a line or the end comes on its input: a writer that hangs.
 //
 // Puts COUNT blocks of BYTES bytes, pins them and prints "pinned"; keeps the pins alive until a
 // line or the end comes on its input; then reads all of them by their pins, compares, releases the
@@ -52,9 +55,7 @@ class PinnedReader {
       : stub_(MakeGrpcStub(node)), count_(count), size_(size) {}
 
   absl::Status Run() {
-    ASSIGN_OR_RETURN(const kv::OpenSessionResponse opened,
-                     CallAndWait(stub_.get(), kv::OpenSessionRequest{"pinned-reader", ""}, Soon()));
-    session_ = opened.session_id;
+    RETURN_IF_ERROR(Open());
     RETURN_IF_ERROR(PutAll());
     kv::GetStartRequest get;
     get.session_id = session_;
@@ -76,15 +77,35 @@ class PinnedReader {
     return absl::OkStatus();
   }
 
+  absl::Status RunUnfinished() {
+    RETURN_IF_ERROR(Open());
+    RETURN_IF_ERROR(Reserve().status());
+    std::puts("reserved");
+    std::fflush(stdout);
+    return HoldUntilInput();
+  }
+
  private:
-  absl::Status PutAll() {
+  absl::Status Open() {
+    ASSIGN_OR_RETURN(const kv::OpenSessionResponse opened,
+                     CallAndWait(stub_.get(), kv::OpenSessionRequest{"pinned-reader", ""}, Soon()));
+    session_ = opened.session_id;
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<kv::PutStartResponse> Reserve() {
     kv::PutStartRequest start;
     start.session_id = session_;
     start.put_id = 1;
     for (uint32_t i = 0; i < count_; ++i)
       start.items.push_back({NumberedKey(i), BlockKey{}, BlockKind::kPage, size_, Duration{0}});
-    ASSIGN_OR_RETURN(const kv::PutStartResponse started, CallAndWait(stub_.get(), start, Soon()));
+    ASSIGN_OR_RETURN(kv::PutStartResponse started, CallAndWait(stub_.get(), start, Soon()));
     RETURN_IF_ERROR(FirstError(started.statuses));
+    return started;
+  }
+
+  absl::Status PutAll() {
+    ASSIGN_OR_RETURN(const kv::PutStartResponse started, Reserve());
     kv::PutEndRequest end;
     end.session_id = session_;
     std::vector<std::vector<uint8_t>> contents;
@@ -117,6 +138,7 @@ class PinnedReader {
     pollfd input{STDIN_FILENO, POLLIN, 0};
     while (poll(&input, 1, 500) == 0) {
       RETURN_IF_ERROR(CallAndWait(stub_.get(), kv::KeepAliveRequest{session_}, Soon()).status());
+      if (pins_.empty()) continue;
       ASSIGN_OR_RETURN(
           const kv::RenewPinsResponse renewed,
           CallAndWait(stub_.get(), kv::RenewPinsRequest{session_, pins_, Duration{0}}, Soon()));
@@ -156,14 +178,14 @@ class PinnedReader {
 }  // namespace oscarkv
 
 int main(int argc, char** argv) {
-  if (argc != 4) {
-    std::fputs("usage: pinned_reader HOST:PORT COUNT BYTES\n", stderr);
+  const bool unfinished = argc == 5 && std::strcmp(argv[4], "unfinished") == 0;
+  if (argc != 4 && !unfinished) {
+    std::fputs("usage: pinned_reader HOST:PORT COUNT BYTES [unfinished]\n", stderr);
     return 2;
   }
-  const absl::Status status =
-      oscarkv::PinnedReader(argv[1], static_cast<uint32_t>(std::atoi(argv[2])),
-                            static_cast<uint64_t>(std::atoll(argv[3])))
-          .Run();
+  oscarkv::PinnedReader reader(argv[1], static_cast<uint32_t>(std::atoi(argv[2])),
+                               static_cast<uint64_t>(std::atoll(argv[3])));
+  const absl::Status status = unfinished ? reader.RunUnfinished() : reader.Run();
   if (!status.ok()) std::fprintf(stderr, "pinned_reader: %s\n", status.ToString().c_str());
   return status.ok() ? 0 : 1;
 }

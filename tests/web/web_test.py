@@ -16,10 +16,10 @@ FOLDER = [str(Path(f).resolve()) for f in sys.argv[1:2]]  # for screenshots
 class DiskCluster(Cluster):
     """Each KV node with a small memory and a folder of its own on disk."""
 
-    def start(self, role, args):
+    def start(self, role, args, listen="127.0.0.1:0"):
         if role.startswith("kvstore"):
             args = [*args, "--ssd-path", f"{self._folder.name}/{role}-disk", "--ssd-capacity", "64MiB", "--ssd-admission", "always"]
-        return super().start(role, args)
+        return super().start(role, args, listen)
 
 
 class Web(ClusterTest):

@@ -218,6 +218,17 @@ TEST_F(RepairTest, AQuietClusterComparesDigestsOnly) {
   EXPECT_EQ(Waiting(), 0u);
 }
 
+TEST_F(RepairTest, StatsSayHowOldTheComparisonIs) {
+  StartNodes(3, 2);
+  Rounds(1);
+  const auto age = [&] { return servers_["a"]->Stats().replicas.compared_ms_ago; };
+  EXPECT_EQ(age(), 0u);
+  fake_.Advance(seconds(7));
+  EXPECT_EQ(age(), 7000u);
+  Rounds(1);
+  EXPECT_EQ(age(), 0u);
+}
+
 TEST_F(RepairTest, BlocksOfADeadNodeGetAnotherCopyAfterTheGrace) {
   StartNodes(3, 2);
   Put();
