@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/log.h"
 #include "common/status_macros.h"
+#include "common/trace.h"
 
 namespace oscarkv {
 
@@ -224,6 +225,7 @@ void AttentionEngine::PutBlocks(Sequence* seq, absl::Span<const int> mains,
   ++seq->puts_in_flight;
   std::vector<int> reading(windows.begin(), windows.end());
   seq->window_puts.insert(reading.begin(), reading.end());
+  const TraceScope trace(seq->job.trace_id);
   putter_
       ->Start(std::move(blocks),
               [this, seq, reading](PutOutcome outcome) {

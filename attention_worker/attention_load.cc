@@ -18,6 +18,7 @@
 
 #include "attention_worker/attention_engine.h"
 #include "common/status_macros.h"
+#include "common/trace.h"
 
 namespace oscarkv {
 
@@ -57,6 +58,7 @@ void AttentionEngine::Fetch(Sequence* seq, std::vector<LoadItem> items) {
   ++seq->pending_io;
   fetch_pool_->Post([this, seq, items = std::move(items), blocks = std::move(blocks),
                      cancelled = seq->load_cancelled] {
+    const TraceScope trace(seq->job.trace_id);
     TransferTotals totals;
     auto statuses = io_->Fetch(blocks, *cancelled, &totals);
     mailbox_.Post([this, seq, items, statuses = std::move(statuses), totals] {

@@ -4,6 +4,7 @@
 #include <spdlog/spdlog.h>
 
 #include "absl/strings/str_cat.h"
+#include "common/trace.h"
 
 namespace oscarkv {
 namespace {
@@ -52,10 +53,13 @@ void Log(LogLevel level, absl::string_view message, std::initializer_list<LogFie
   const auto l = kLevels[static_cast<int>(level)];
   if (!Logger().should_log(l)) return;
   std::string line(message);
+  bool traced = CurrentTrace().empty();
   for (const auto& [key, value] : fields) {
     absl::StrAppend(&line, " ", key, "=");
     AppendValue(&line, value);
+    traced |= key == "trace";
   }
+  if (!traced) absl::StrAppend(&line, " trace=", CurrentTrace());
   Logger().log(l, "{}", line);
 }
 

@@ -2,6 +2,7 @@
 // that knows spdlog is log.cc.
 //
 //   Log(LogLevel::kInfo, "request done", {{"request", id}, {"tokens", absl::StrCat(n)}});
+// Within a TraceScope (common/trace.h) a line ends with trace=ID, unless it has such a field.
 // Thread-safe. Not for hot paths.
 #pragma once
 

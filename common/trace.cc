@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <random>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 
@@ -15,6 +16,11 @@ bool IsId(absl::string_view text) {
   return std::all_of(text.begin(), text.end(),
                      [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); }) &&
          std::any_of(text.begin(), text.end(), [](char c) { return c != '0'; });
+}
+
+std::string& Current() {
+  static thread_local std::string current;
+  return current;
 }
 
 std::string Random64() {
@@ -47,6 +53,17 @@ std::string MakeTraceparent(absl::string_view trace_id) {
 
 std::string NewTraceId() {
   return absl::StrCat(Random64(), Random64());
+}
+
+const std::string& CurrentTrace() {
+  return Current();
+}
+
+TraceScope::TraceScope(std::string trace_id)
+    : before_(std::exchange(Current(), std::move(trace_id))) {}
+
+TraceScope::~TraceScope() {
+  Current() = std::move(before_);
 }
 
 }  // namespace oscarkv

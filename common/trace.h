@@ -19,4 +19,21 @@ std::string MakeTraceparent(absl::string_view trace_id);
 // Random, never all zeros.
 std::string NewTraceId();
 
+// The trace of the request that this thread works for at the moment; empty: none. Log lines carry
+// it, and so do calls to KV nodes.
+const std::string& CurrentTrace();
+
+// While it lives, its thread works for this trace; then for the one before. trace_id: as TraceIdOf
+// gives it, or empty.
+class TraceScope {
+ public:
+  explicit TraceScope(std::string trace_id);
+  ~TraceScope();
+  TraceScope(const TraceScope&) = delete;
+  TraceScope& operator=(const TraceScope&) = delete;
+
+ private:
+  std::string before_;
+};
+
 }  // namespace oscarkv

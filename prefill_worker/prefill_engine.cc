@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/log.h"
 #include "common/status_macros.h"
+#include "common/trace.h"
 #include "worker/request_check.h"
 
 namespace oscarkv {
@@ -207,6 +208,7 @@ void PrefillEngine::StartQueued() {
     ++seq->pending_io;
     std::vector<BlockKey> chain(seq->names.chain().begin(), seq->names.chain().end());
     fetch_pool_->Post([this, seq, chain = std::move(chain)] {
+      const TraceScope trace(seq->job.trace_id);
       auto store = io_->Store(seq->names.tenant());
       auto matched = store.ok() ? (*store)->Match(chain, io_->Deadline()) : store.status();
       mailbox_.Post([this, seq, matched = std::move(matched)] { OnMatched(seq, matched); });
@@ -295,6 +297,7 @@ void PrefillEngine::Fetch(Sequence* seq) {
   ++seq->pending_io;
   fetch_pool_->Post(
       [this, seq, blocks = std::move(blocks), cancelled = seq->cancelled, pace = std::move(pace)] {
+        const TraceScope trace(seq->job.trace_id);
         TransferTotals totals;
         auto statuses = io_->Fetch(blocks, *cancelled, &totals, pace);
         mailbox_.Post([this, seq, statuses = std::move(statuses), totals] {
@@ -437,6 +440,7 @@ void PrefillEngine::PutHandover(Sequence* seq) {
 std::shared_ptr<BlockPut> PrefillEngine::StartPut(Sequence* seq, std::vector<StoredBlock> blocks) {
   if (blocks.empty()) return nullptr;
   ++seq->pending_io;
+  const TraceScope trace(seq->job.trace_id);
   return putter_->Start(std::move(blocks), [this, seq](PutOutcome outcome) {
     mailbox_.Post([this, seq, outcome = std::move(outcome)] { OnPut(seq, outcome); });
   });

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/trace.h"
 
 namespace oscarkv::worker {
 
@@ -45,6 +46,7 @@ void BlockPutter::Ended(const BlockKey& key, const absl::Status& status) {
 BlockPut::BlockPut(BlockPutter* putter, std::function<void(PutOutcome)> done)
     : putter_(putter),
       num_layers_(putter->io_->identity().shape.num_layers),
+      trace_(CurrentTrace()),
       done_(std::move(done)) {}
 
 void BlockPut::LayersReady(int layers) {
@@ -66,6 +68,7 @@ void BlockPut::Wake() {
 }
 
 void BlockPut::Pump() {
+  const TraceScope trace(trace_);
   if (!opened_) Open();
   while (true) {
     int begin, end;

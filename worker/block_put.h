@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -51,6 +52,7 @@ class BlockPut : public std::enable_shared_from_this<BlockPut> {
 
   BlockPutter* const putter_;
   const int num_layers_;
+  const std::string trace_;          // what the thread worked for that started it
   std::vector<StoredBlock> blocks_;  // that no other put had under way; fixed before the first Pump
   // Touched by one Pump at a time.
   std::shared_ptr<KvClient> store_;  // of the blocks' tenant; outlives the batch
@@ -77,9 +79,9 @@ class BlockPutter {
   // Both outlive the putter.
   BlockPutter(const BlockIo* io, TaskPool* pool) : io_(io), pool_(pool) {}
 
-  // Reserves room on an I/O thread. The blocks' slots must stay, and the bytes of a layer unchanged
-  // once it was called ready, until `done`, which comes exactly once, from an I/O thread. All of
-  // one tenant, and no block twice in one call.
+  // Reserves room on an I/O thread, for the caller's trace (common/trace.h). The blocks' slots must
+  // stay, and the bytes of a layer unchanged once it was called ready, until `done`, which comes
+  // exactly once, from an I/O thread. All of one tenant, and no block twice in one call.
   std::shared_ptr<BlockPut> Start(std::vector<StoredBlock> blocks,
                                   std::function<void(PutOutcome)> done);
 

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/rpc/call_tracker.h"
 #include "common/rpc/status.h"
+#include "common/trace.h"
 #include "kvstore/adapter.h"
 #include "oscarkv/v1/kvstore.grpc.pb.h"
 
@@ -18,6 +19,12 @@ namespace {
 
 constexpr int kMaxMessageBytes = 64 << 20;
 constexpr uint64_t kStreamChunkBytes = 512 << 10;
+
+// The node's log lines then say whose request they are about.
+void NameTrace(grpc::ClientContext* context) {
+  if (const std::string& trace = CurrentTrace(); !trace.empty())
+    context->AddMetadata(kTraceparent, MakeTraceparent(trace));
+}
 
 class ReadStream final : public grpc::ClientReadReactor<v1::ReadBlocksResponse> {
  public:
@@ -188,6 +195,7 @@ class GrpcStub final : public KvStub {
     };
     auto state = std::make_shared<State>(&tracker_, deadline, std::move(done));
     ToProto(request, &state->request);
+    NameTrace(state->tracked.context());
     method(state->tracked.context(), &state->request, &state->response,
            [state](const grpc::Status& status) {
              state->done(Answer<Native>(status, state->response));

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/rpc/status.h"
 #include "common/status_macros.h"
+#include "common/trace.h"
 #include "kvstore/adapter.h"
 
 namespace oscarkv {
@@ -196,6 +197,7 @@ grpc::ServerUnaryReactor* KvStoreService::Unary(absl::string_view call,
                                                 const ProtoRequest& request,
                                                 ProtoResponse* response) {
   const Time started = Now();
+  const TraceScope trace(rpc::TraceIdOf(*context));
   Native native;
   typename Native::Response answer;
   // How the node is, is for those who run the cluster.
@@ -240,6 +242,7 @@ grpc::ServerUnaryReactor* KvStoreService::GetStart(grpc::CallbackServerContext* 
                                                    const v1::GetStartRequest* request,
                                                    v1::GetStartResponse* response) {
   const Time started = Now();
+  const TraceScope trace(rpc::TraceIdOf(*context));
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   kv::GetStartRequest native;
   const Caller caller(guard_, *context, auth::kWorker | auth::kClient);

@@ -1,6 +1,7 @@
 """A cluster under use: prefix hits, lanes, cancellation, overload, bad input, killed processes, eviction, corruption."""
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import unittest
@@ -162,7 +163,9 @@ class Quota(ClusterTest):
 
 
 class CorruptedBlock(ClusterTest):
-    """Flips a bit of every stored 2-bit block in the node's memory, from outside."""
+    """Flips a bit of every stored 2-bit block in the node's memory, from outside. Deterministic: whoever meets the damage first, and computes
+    what is missing, computes the same numbers."""
+    options = dict(worker_args=["--deterministic"])
 
     @staticmethod
     def flip_stored_blocks(pid):
@@ -191,6 +194,9 @@ class CorruptedBlock(ClusterTest):
         got = self.cluster.generate(prompt, "--max-tokens", 8)
         self.assertEqual(tokens(got), want)
         self.assertGreater(node.metric("oscarkv_kvstore_corrupt_blocks_total"), 0)
+        # The node's lines name the trace of the request that met the damage.
+        trace = re.findall(r" request done .* trace=([0-9a-f]{32}) ", self.cluster["gateway"].log())[-1]
+        self.assertRegex(node.log(), f" corrupt block reported and erased .* trace={trace}\n")
         again = self.cluster.generate(prompt, "--max-tokens", 8)
         self.assertEqual(tokens(again), want)
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 
+#include "common/trace.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -22,6 +23,14 @@ class LogTest : public ::testing::Test {
     return ::testing::internal::GetCapturedStderr();
   }
 };
+
+TEST_F(LogTest, NamesTheTraceThatItIsWrittenFor) {
+  const TraceScope scope("4bf92f3577b34da6a3ce929d0e0e4736");
+  EXPECT_THAT(Captured(LogLevel::kInfo, {{"tokens", "12"}}),
+              EndsWith("happened tokens=12 trace=4bf92f3577b34da6a3ce929d0e0e4736\n"));
+  EXPECT_THAT(Captured(LogLevel::kInfo, {{"trace", "other"}, {"tokens", "12"}}),
+              EndsWith("happened trace=other tokens=12\n"));
+}
 
 TEST_F(LogTest, OneLineWithRoleAndFields) {
   const std::string line = Captured(LogLevel::kInfo, {{"request", "r1"}, {"tokens", "12"}});

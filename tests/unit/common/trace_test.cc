@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <thread>
+
 namespace oscarkv {
 namespace {
 
@@ -43,6 +45,23 @@ TEST(MakeTraceparent, IsReadBackAndNamesAnotherSpanEachTime) {
   const std::string id = NewTraceId();
   EXPECT_EQ(TraceIdOf(MakeTraceparent(id)), id);
   EXPECT_NE(id, NewTraceId());
+}
+
+TEST(TraceScope, NestsAndBelongsToItsThread) {
+  EXPECT_EQ(CurrentTrace(), "");
+  {
+    const TraceScope outer("a");
+    EXPECT_EQ(CurrentTrace(), "a");
+    {
+      const TraceScope inner("b");
+      EXPECT_EQ(CurrentTrace(), "b");
+      std::thread([] { EXPECT_EQ(CurrentTrace(), ""); }).join();
+      const TraceScope none("");
+      EXPECT_EQ(CurrentTrace(), "");
+    }
+    EXPECT_EQ(CurrentTrace(), "a");
+  }
+  EXPECT_EQ(CurrentTrace(), "");
 }
 
 }  // namespace
