@@ -71,6 +71,8 @@ function drawReplication(s) {
   const copies = (n) => `${n} ${n === 1 ? 'copy' : 'copies'}`;
   line.replaceChildren(`${up} of ${s.nodes.length} nodes up (membership: ${membership}) · ${copies(replicas)} of each block`);
   if (now < replicas) line.append(' · ', element('span', { class: 'err' }, now > 0 ? `new blocks get ${copies(now)} only` : 'no node takes new blocks'));
+  const under = s.nodes.reduce((sum, n) => sum + (n.reachable ? n.under_replicated_blocks : 0), 0);
+  if (under > 0) line.append(' · ', element('span', { class: 'err' }, `of ${count(under)} blocks a copy is missing`));
   if (error) line.append(' · ', element('span', { class: 'err' }, `the list of nodes is an old one: ${error}`));
 }
 

@@ -59,6 +59,22 @@ try {
       console.log(`ok: ${name}, ${colorScheme}`);
     }
   }
+  // What is wrong is said.
+  const status = await fetch(`${base}/api/status`).then((r) => r.json());
+  status.nodes[0].under_replicated_blocks = 1234;
+  Object.assign(status.nodes[1], { reachable: false, error: 'no answer' });
+  status.store.copies_now = 1;
+  Object.assign(status.workers.find((w) => w.role === 'attention'), { usable: false, error: 'another model' });
+  const page = await browser.newPage({ viewport: sizes.wide });
+  await page.route('**/api/status', (route) => route.fulfill({ json: status }));
+  await page.goto(`${base}/`);
+  await page.getByText('2 down', { exact: true }).waitFor();
+  assert.equal(await page.locator('#replication').innerText(),
+    '1 of 2 nodes up (membership: static) · 2 copies of each block · new blocks get 1 copy only · of 1,234 blocks a copy is missing');
+  await page.locator('.node').nth(1).getByText('no answer').waitFor();
+  await page.locator('#workers').getByText('another model').waitFor();
+  if (folder) await page.screenshot({ path: `${folder}/console-trouble.png` });
+  console.log('ok: trouble');
 } finally {
   await browser.close();
 }
