@@ -13,11 +13,12 @@ import time
 import unittest
 from pathlib import Path
 
-from cluster import ROOT, Cluster, words
+from certificates import Certificates
+from cluster import BINARY, ROOT, Cluster, words
 from dashboards_test import Prometheus
 
 sys.path.insert(0, str(ROOT / "tests/chaos"))
-from faults import flip_blocks  # noqa: E402
+from faults import flip_blocks, flip_files  # noqa: E402
 
 SEEN = []  # (alert, how, seconds)
 
@@ -25,11 +26,11 @@ SEEN = []  # (alert, how, seconds)
 class NoCommonLane(Cluster):
     """Workers on other lanes than the KV nodes."""
 
-    def start(self, role, args):
+    def start(self, role, args, listen="127.0.0.1:0"):
         args = list(args)
         if "--ucx-lanes" in args:
             args[args.index("--ucx-lanes") + 1] = "shm" if role.startswith("kvstore") else "tcp"
-        return super().start(role, args)
+        return super().start(role, args, listen)
 
 
 @unittest.skipIf(shutil.which("prometheus") is None, "prometheus is not installed (./test installs it)")
@@ -154,6 +155,84 @@ class Alerts(unittest.TestCase):
     def test_lanes(self):
         self.start(NoCommonLane)
         self.expect("KV nodes with --ucx-lanes shm, workers with tcp", "OscarkvDataPathDegraded")
+
+    def restart_with(self, role, args=(), prefix=()):
+        """The role again, with more arguments, its metrics where Prometheus knows them."""
+        role = self.cluster[role]
+        role.terminate()
+        role.args += [*args, "--metrics-listen", f"127.0.0.1:{role.metrics_port}"]
+        role.prefix = list(prefix)
+        return self.cluster.restart(role.role)
+
+    @unittest.skipUnless(os.geteuid() == 0, "makes a namespace")
+    def test_a_worker_without_shared_memory(self):
+        self.start()
+        self.restart_with("attention-0", prefix=("unshare", "--ipc"))
+        self.expect("an attention worker restarted in an IPC namespace of its own, as in a container", "OscarkvSlowerLane",
+                    meanwhile=lambda: self.ask(at=100))
+
+    def test_a_writer_that_hangs(self):
+        c = self.start(capacity="8MiB", kvstore_args=["--slab", "1MiB"])
+        writer = subprocess.Popen([os.environ["OSCARKV_PINNED_READER"], c["kvstore-0"].address, "40", "65536", "unfinished"],
+                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.addCleanup(writer.communicate)
+        self.assertEqual(writer.stdout.readline(), "reserved\n")
+        self.expect("a writer that reserves 40 blocks of 64 KiB in 8 MiB and does not write", "OscarkvAbandonedPuts")
+
+    def test_prompts_that_wait(self):
+        self.start(prefill_args=["--max-active", "1"])
+        self.long_answers(10, tokens=2, length=4000)
+        self.expect("ten prompts of 4000 words for a prefill worker with --max-active 1", "OscarkvPrefillQueueAge", timeout=240)
+
+    def test_damage_on_a_disk(self):
+        with tempfile.TemporaryDirectory(prefix="oscarkv-ssd-") as folder:
+            c = self.start(capacity="8MiB", kvstore_args=["--ssd-path", folder, "--ssd-capacity", "256MiB", "--ssd-admission", "always",
+                                                          "--slab", "1MiB", "--ssd-scrub-rate", "64MiB"])
+            self.ask(count=6)
+            c.wait_for("blocks are on disk", lambda: flip_files(folder) > 0)
+            self.expect("bits flipped in the files of the tier on disk, from outside; asked again", "OscarkvSsdCorruptBlocks",
+                        meanwhile=lambda: self.ask(count=6), timeout=90)
+            self.doCleanups()
+
+    def test_a_copy_is_missing(self):
+        c = self.start(kvstores=2, kvstore_args=["--repair-interval", "1s"])
+        self.ask(count=2)
+        c["kvstore-1"].kill()
+        self.expect("one of two KV nodes killed", "OscarkvUnderReplicated")
+
+    def test_transfers_that_fail(self):
+        c = self.start(lanes="tcp", worker_args=["--store-timeout", "1s"])
+        numbers = iter(range(1000))
+
+        def interrupted():
+            """A prompt whose blocks are under way when the node stands still, longer than a call to the store may take."""
+            prompt = c.generate_process(words(3000, 40 * next(numbers)), "--max-tokens", 2)
+            c.wait_for("it is computed", lambda: c["prefill-0"].metric("oscarkv_prefill_running_prompts") > 0)
+            c["kvstore-0"].send(signal.SIGSTOP)
+            time.sleep(2)  # what is provoked is a standstill
+            c["kvstore-0"].send(signal.SIGCONT)
+            prompt.communicate(timeout=60)
+        self.expect("a KV node stopped for 2 s again and again while prompts are stored over TCP, --store-timeout 1s",
+                    "OscarkvTransferErrors", timeout=120, meanwhile=interrupted)
+
+    def test_certificates_that_end(self):
+        certs = Certificates()
+        certs.authority("ca")  # ends in two days
+        certs.certificate("server", days=7)
+        secure = [*certs.args("server"), "--no-metrics-tls"]
+        self.start(kvstore_args=secure, worker_args=secure, gateway_args=secure)
+        self.expect("roles with a certificate of seven days", "OscarkvCertificateEnds")
+        self.expect("roles with an authority's certificate of two days", "OscarkvCertificateEndsNow")
+
+    def test_strangers(self):
+        with tempfile.NamedTemporaryFile("w", suffix=".auth") as auth:
+            auth.write("")
+            auth.flush()
+            c = self.start()
+            self.restart_with("gateway", ["--auth-file", auth.name])
+            command = [BINARY, "status", "--gateway", c["gateway"].address]
+            self.expect("somebody who asks a gateway with --auth-file again and again without a token", "OscarkvCallersRefused",
+                        meanwhile=lambda: subprocess.run(command, capture_output=True, check=False), timeout=90)
 
     @unittest.skipUnless(os.geteuid() == 0, "mounts a small file system")
     def test_a_full_disk(self):
