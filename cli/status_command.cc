@@ -31,8 +31,9 @@ std::string Zone(const v1::StoreNodeStatus& n) {
 
 // How the nodes make up the store.
 std::string StoreLine(const v1::GetStatusResponse& s) {
-  std::string line = absl::StrCat("store: ", s.nodes_size(), " nodes (", s.membership(),
-                                  "), copies of each block: ", s.replicas());
+  std::string line =
+      absl::StrCat("store: ", s.nodes_size(), s.nodes_size() == 1 ? " node (" : " nodes (",
+                   s.membership(), "), copies of each block: ", s.replicas());
   uint32_t take_puts = 0;
   for (const v1::StoreNodeStatus& n : s.nodes()) take_puts += n.reachable() && !n.draining();
   if (take_puts < s.replicas()) absl::StrAppend(&line, "   NEW BLOCKS GET ", take_puts);
@@ -59,7 +60,7 @@ std::string NodeTable(const v1::GetStatusResponse& s) {
                                                  "EVICTIONS", "SESSIONS"}};
   for (const v1::StoreNodeStatus& n : s.nodes()) {
     if (!n.reachable()) {
-      rows.push_back({n.endpoint(), Zone(n), absl::StrCat("DOWN: ", n.error())});
+      rows.push_back({n.endpoint(), Zone(n), "DOWN"});
       continue;
     }
     const auto kind = [](uint64_t bytes, uint64_t blocks) {
@@ -95,16 +96,28 @@ std::string WorkerTable(const v1::GetStatusResponse& s) {
   for (const v1::WorkerStatus& w : s.workers()) {
     const v1::WorkerInfo& i = w.info();
     if (!w.reachable()) {
-      rows.push_back({w.endpoint(), i.role(), absl::StrCat("DOWN: ", w.error())});
+      rows.push_back({w.endpoint(), i.role(), "DOWN"});
       continue;
     }
     // Answers, and is left out of requests: it serves another model or profile than most.
-    rows.push_back({w.endpoint(), i.role(), w.error().empty() ? "up" : "NOT USED: " + w.error(),
+    rows.push_back({w.endpoint(), i.role(), w.error().empty() ? "up" : "NOT USED",
                     absl::StrCat(i.profile(), i.data_free() ? " (data-free!)" : ""),
                     absl::StrCat(i.running()), absl::StrCat(i.waiting()),
                     absl::StrCat(i.pool_pages_free(), "/", i.pool_pages())});
   }
   return FormatTable(rows);
+}
+
+// Why nodes and workers are down or not used, a line each: too long for a table.
+std::string Reasons(const v1::GetStatusResponse& s) {
+  std::string lines;
+  for (const v1::StoreNodeStatus& n : s.nodes()) {
+    if (!n.reachable()) absl::StrAppend(&lines, n.endpoint(), ": ", n.error(), "\n");
+  }
+  for (const v1::WorkerStatus& w : s.workers()) {
+    if (!w.error().empty()) absl::StrAppend(&lines, w.endpoint(), ": ", w.error(), "\n");
+  }
+  return lines.empty() ? lines : lines + "\n";
 }
 
 // Bytes of the stored 2-bit blocks against the same blocks in bf16.
@@ -184,8 +197,8 @@ class StatusCommand final : public Command {
   }
 
   static void Print(const v1::GetStatusResponse& s) {
-    std::printf("%s%s\n\n%s%s\n", NodeTable(s).c_str(), StoreLine(s).c_str(), TierTable(s).c_str(),
-                WorkerTable(s).c_str());
+    std::printf("%s%s\n\n%s%s\n%s", NodeTable(s).c_str(), StoreLine(s).c_str(),
+                TierTable(s).c_str(), WorkerTable(s).c_str(), Reasons(s).c_str());
     std::printf(
         "requests %llu (running %u, waiting %u)   prompt tokens %llu, from the cache %s   "
         "generated %llu   "
