@@ -46,11 +46,20 @@ uint64_t Get(const uint8_t* p, int bytes) {
   return v;
 }
 
+bool HasOffsets(Profile profile) {
+  return profile != Profile::kShapedSym;
+}
+
 // Which bodies a profile has, and how many tokens a body may hold.
 absl::Status ValidateHeader(const BlockHeader& h) {
-  if (h.profile > Profile::kShaped) {
+  if (h.profile > Profile::kShapedSym) {
     return absl::InvalidArgumentError(
-        absl::StrCat("profile ", static_cast<int>(h.profile), ", known are 0 to 2"));
+        absl::StrCat("profile ", static_cast<int>(h.profile), ", known are 0 to 3"));
+  }
+  if (h.shape.offsets != HasOffsets(h.profile)) {
+    return absl::InvalidArgumentError(absl::StrCat("a shape ", h.shape.offsets ? "with" : "without",
+                                                   " offset planes in profile ",
+                                                   ProfileName(h.profile)));
   }
   if (h.body < BlockBody::kPage || h.body > BlockBody::kHandover) {
     return absl::InvalidArgumentError(
@@ -174,7 +183,7 @@ absl::StatusOr<BlockHeader> DecodeHeader(absl::Span<const uint8_t> bytes) {
   h.body = static_cast<BlockBody>(p[kOffBody]);
   const uint64_t flags = Get(p + kOffFlags, 2);
   h.canonical_history = (flags & kFlagCanonical) != 0;
-  h.shape = {field(kOffLayers), field(kOffKvHeads), field(kOffHeadDim)};
+  h.shape = {field(kOffLayers), field(kOffKvHeads), field(kOffHeadDim), HasOffsets(h.profile)};
   h.tokens = field(kOffTokens);
   std::memcpy(h.codec_fingerprint.data(), p + kOffCodec, h.codec_fingerprint.size());
   std::memcpy(h.model_fingerprint.data(), p + kOffModel, h.model_fingerprint.size());

@@ -46,8 +46,8 @@ absl::string_view BlockBodyName(BlockBody body);
 struct BlockHeader {
   Profile profile = Profile::kOscar;
   BlockBody body = BlockBody::kPage;
-  bool canonical_history = false;  // the writer's prefill history: canonical, else exact
-  kernels::KvShape shape;
+  bool canonical_history = false;     // the writer's prefill history: canonical, else exact
+  kernels::KvShape shape;             // offsets: unless the profile is kShapedSym
   int tokens = kernels::kPageTokens;  // 1..64; below 64 in hand-over blocks only
   Sha256Digest codec_fingerprint{};
   Sha256Digest model_fingerprint{};

@@ -57,14 +57,21 @@ void UpdateMatrices(const RotationSet& set, Sha256* sha) {
     }
   }
 }
+
 absl::StatusOr<std::shared_ptr<const KvCodec>> CreateShaped(const CodecOptions& options,
                                                             const kernels::KvShape& shape) {
   if (options.shaped_file.empty()) {
-    return absl::InvalidArgumentError(
-        "profile shaped needs the file that `oscarkv calibrate --profile shaped` writes");
+    const absl::string_view name = ProfileName(options.profile);
+    return absl::InvalidArgumentError(absl::StrCat(
+        "profile ", name, " needs the file that `oscarkv calibrate --profile ", name, "` writes"));
   }
+  const bool symmetric = options.profile == Profile::kShapedSym;
   ASSIGN_OR_RETURN(const ShapedParameters parameters, ReadShapedFile(options.shaped_file, shape));
-  auto codec = ShapedCodec::Create(parameters, {.sweeps = options.sweeps},
+  if (parameters.symmetric && !symmetric) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        options.shaped_file, " was fitted for profile shaped-sym, expected one for shaped"));
+  }
+  auto codec = ShapedCodec::Create(parameters, {.sweeps = options.sweeps, .symmetric = symmetric},
                                    absl::StrCat("fit from ", FileName(options.shaped_file)));
   if (!codec.ok()) {
     return absl::Status(codec.status().code(),
@@ -75,13 +82,20 @@ absl::StatusOr<std::shared_ptr<const KvCodec>> CreateShaped(const CodecOptions& 
 
 absl::Status FindShapedFile(const std::string& model_dir, CodecOptions* options) {
   if (!options->shaped_file.empty()) return absl::OkStatus();
-  ASSIGN_OR_RETURN(const std::vector<std::string> names, Candidates(model_dir, "codec_shaped"));
+  const auto symmetric = [](const std::string& name) {
+    return absl::StartsWith(name, "codec_shaped-sym");
+  };
+  ASSIGN_OR_RETURN(std::vector<std::string> names, Candidates(model_dir, "codec_shaped"));
+  const bool own =
+      options->profile == Profile::kShapedSym && std::any_of(names.begin(), names.end(), symmetric);
+  std::erase_if(names, [&](const std::string& name) { return symmetric(name) != own; });
   if (names.size() != 1) {
+    const absl::string_view profile = ProfileName(options->profile);
     return absl::InvalidArgumentError(absl::StrCat(
-        model_dir, " has ", names.size(), " files codec_shaped*.safetensors",
+        model_dir, " has ", names.size(), " files codec_shaped", own ? "-sym" : "", "*.safetensors",
         names.empty() ? "" : " (", absl::StrJoin(names, ", "), names.empty() ? "" : ")",
-        ", profile shaped needs one: name it, or let `oscarkv calibrate --profile shaped` make "
-        "it"));
+        ", profile ", profile, " needs one: name it, or let `oscarkv calibrate --profile ", profile,
+        "` make it"));
   }
   options->shaped_file = (std::filesystem::path(model_dir) / names[0]).string();
   return absl::OkStatus();
@@ -100,16 +114,18 @@ absl::string_view ProfileName(Profile profile) {
       return "oscar";
     case Profile::kShaped:
       return "shaped";
+    case Profile::kShapedSym:
+      return "shaped-sym";
   }
   return "unknown";
 }
 
 absl::StatusOr<Profile> ParseProfile(absl::string_view name) {
-  for (const Profile p : {Profile::kBf16, Profile::kOscar, Profile::kShaped}) {
+  for (const Profile p : {Profile::kBf16, Profile::kOscar, Profile::kShaped, Profile::kShapedSym}) {
     if (name == ProfileName(p)) return p;
   }
   return absl::InvalidArgumentError(
-      absl::StrCat("profile \"", name, "\", allowed are bf16, oscar and shaped"));
+      absl::StrCat("profile \"", name, "\", allowed are bf16, oscar, shaped and shaped-sym"));
 }
 
 Sha256Digest CodecFingerprint(Profile profile, const kernels::KvShape& shape,
@@ -129,11 +145,13 @@ Sha256Digest CodecFingerprint(Profile profile, const kernels::KvShape& shape,
 absl::StatusOr<std::shared_ptr<const KvCodec>> CreateCodec(const CodecOptions& options,
                                                            const kernels::KvShape& shape) {
   RETURN_IF_ERROR(ValidateShape(shape));
+  if (!shape.offsets)
+    return absl::InvalidArgumentError("a codec is made for a model's shape: that has offsets");
   if (options.profile == Profile::kBf16) return std::make_shared<const Bf16Codec>(shape);
-  if (options.profile == Profile::kShaped) return CreateShaped(options, shape);
+  if (IsShaped(options.profile)) return CreateShaped(options, shape);
   if (options.profile != Profile::kOscar) {
     return absl::InvalidArgumentError(
-        absl::StrCat("profile ", static_cast<int>(options.profile), ", allowed are 0 to 2"));
+        absl::StrCat("profile ", static_cast<int>(options.profile), ", allowed are 0 to 3"));
   }
   RETURN_IF_ERROR(CheckClip("key clip ratio", options.key_clip));
   RETURN_IF_ERROR(CheckClip("value clip ratio", options.value_clip));
@@ -161,7 +179,7 @@ absl::StatusOr<std::shared_ptr<const KvCodec>> CreateCodec(const CodecOptions& o
 
 absl::Status FindCodecFiles(const std::string& model_dir, CodecOptions* options) {
   if (options->profile == Profile::kBf16) return absl::OkStatus();
-  if (options->profile == Profile::kShaped) return FindShapedFile(model_dir, options);
+  if (IsShaped(options->profile)) return FindShapedFile(model_dir, options);
   // What was given explicitly stays; profile bf16 has no rotations.
   if (options->profile == Profile::kBf16 || options->data_free ||
       (!options->key_rotation_file.empty() && !options->value_rotation_file.empty())) {

@@ -20,7 +20,11 @@
 
 namespace oscarkv {
 
-enum class Profile : uint8_t { kBf16 = 0, kOscar = 1, kShaped = 2 };
+enum class Profile : uint8_t { kBf16 = 0, kOscar = 1, kShaped = 2, kShapedSym = 3 };
+// Both profiles of the feedback encoder (codec/shaped_codec.h).
+constexpr bool IsShaped(Profile profile) {
+  return profile == Profile::kShaped || profile == Profile::kShapedSym;
+}
 absl::string_view ProfileName(Profile profile);
 absl::StatusOr<Profile> ParseProfile(absl::string_view name);
 
@@ -30,6 +34,7 @@ class KvCodec {
   virtual ~KvCodec() = default;
 
   virtual Profile profile() const = 0;
+  // The model's, and whether this codec's pages have offset planes.
   virtual const kernels::KvShape& shape() const = 0;
   // Digest of all that decides the bytes: profile, transforms, clip ratios. Blocks of different
   // fingerprints never mix.
@@ -79,8 +84,8 @@ struct CodecOptions {
   bool data_free = false;  // Hadamard instead of files
   float key_clip = 0.96f;
   float value_clip = 0.92f;
-  std::string shaped_file;  // profile shaped: what `oscarkv calibrate --profile shaped` wrote
-  int sweeps = 2;           // profile shaped: of the encoder behind its feedback, 0..4
+  std::string shaped_file;  // profiles shaped, shaped-sym: what `oscarkv calibrate` wrote for them
+  int sweeps = 2;           // the same: of the encoder behind its feedback, 0..4
 };
 
 absl::StatusOr<std::shared_ptr<const KvCodec>> CreateCodec(const CodecOptions& options,
@@ -88,8 +93,9 @@ absl::StatusOr<std::shared_ptr<const KvCodec>> CreateCodec(const CodecOptions& o
 
 // Fills the files of `options.profile` that it does not name from a model's folder. Profile oscar:
 // k_rotation_*.pt (or .safetensors) and v_rotation_*; none found: sets data_free; exactly one of
-// the two is an error. Profile shaped: codec_shaped*.safetensors, which must exist. Several
-// candidates: an error that names them.
+// the two is an error. Profile shaped: codec_shaped*.safetensors but for codec_shaped-sym*, which
+// must exist; profile shaped-sym: codec_shaped-sym*.safetensors, else a fit of profile shaped,
+// which serves both. Several candidates: an error that names them.
 absl::Status FindCodecFiles(const std::string& model_dir, CodecOptions* options);
 
 }  // namespace oscarkv

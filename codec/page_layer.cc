@@ -8,13 +8,13 @@ namespace oscarkv {
 void DecodePageLayer(const kernels::KvShape& shape, const uint8_t* page_layer,
                      kernels::Bf16* block_layer) {
   const int d = shape.head_dim;
-  const size_t page_head_bytes = kernels::PageHeadBytes(d);
+  const size_t page_head_bytes = kernels::PageHeadBytes(d, shape.offsets);
   for (const kernels::Side side : {kernels::Side::kKey, kernels::Side::kValue}) {
     kernels::Bf16* rows =
         block_layer + (side == kernels::Side::kValue ? shape.Bf16SideElements() : 0);
     for (int h = 0; h < shape.num_kv_heads; ++h) {
       kernels::DecodePageHeadBf16(kernels::Backend::kCpu, d, side, page_layer + h * page_head_bytes,
-                                  rows, d);
+                                  rows, d, shape.offsets);
       rows += kernels::kPageTokens * d;
     }
   }

@@ -18,7 +18,8 @@ constexpr double kInverseTolerance = 1e-6;
 
 Sha256Digest Fingerprint(const ShapedParameters& p, const ShapedOptions& options) {
   Sha256 sha;
-  sha.UpdateField("oscarkv.codec").UpdateU64(kBlockFormatVersion).UpdateField("shaped");
+  sha.UpdateField("oscarkv.codec").UpdateU64(kBlockFormatVersion);
+  sha.UpdateField(ProfileName(options.symmetric ? Profile::kShapedSym : Profile::kShaped));
   sha.UpdateU64(p.shape.num_layers).UpdateU64(p.shape.num_kv_heads).UpdateU64(p.shape.head_dim);
   sha.UpdateU64(options.sweeps).UpdateU64(options.symmetric);
   for (const ShapedSide& s : p.sides) {
@@ -115,8 +116,7 @@ absl::StatusOr<std::shared_ptr<const ShapedCodec>> ShapedCodec::Create(const Sha
 }
 
 std::string ShapedCodec::Describe() const {
-  return absl::StrCat("shaped, ", origin_, ", ", options_.sweeps, " sweeps",
-                      options_.symmetric ? ", symmetric levels" : "");
+  return absl::StrCat(ProfileName(profile()), ", ", origin_, ", ", options_.sweeps, " sweeps");
 }
 
 absl::Status ShapedCodec::EncodeLayer(int layer, const kernels::Bf16* block_layer,
@@ -137,7 +137,7 @@ absl::Status ShapedCodec::EncodeLayer(int layer, const kernels::Bf16* block_laye
       args.gain = head.gain;
       args.sweeps = options_.sweeps;
       args.symmetric = options_.symmetric;
-      args.page_head = page_layer + h * kernels::PageHeadBytes(d);
+      args.page_head = page_layer + h * kernels::PageHeadBytes(d, shape_.offsets);
       RETURN_IF_ERROR(EncodeStatus(
           kernels::EncodePageHeadShaped(kernels::Backend::kCpu, args, &stats), layer, d));
     }

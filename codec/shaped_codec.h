@@ -1,5 +1,6 @@
-// Profile shaped: rows in a space between whitened and error-balanced, without their means; codes
-// with error feedback (kernels/q2_encode/shaped.h). The page is that of profile oscar.
+// Profiles shaped and shaped-sym: rows in a space between whitened and error-balanced, without
+// their means; codes with error feedback (kernels/q2_encode/shaped.h). The page of shaped is that
+// of profile oscar; that of shaped-sym has levels about zero and no offset planes.
 //
 // Keys are stored as y = (k - mean) M, and queries become q M^-T: the scores change by q . mean,
 // the same for all keys of a query, which softmax does not see. Values are stored as y = (v - mean)
@@ -19,7 +20,7 @@ namespace oscarkv {
 
 struct ShapedOptions {
   int sweeps = 2;          // of coordinate descent behind the feedback
-  bool symmetric = false;  // levels about zero; an experiment: its pages still carry offsets
+  bool symmetric = false;  // profile shaped-sym
 };
 
 // Encoding from several threads at once is safe.
@@ -30,7 +31,9 @@ class ShapedCodec final : public KvCodec {
   static absl::StatusOr<std::shared_ptr<const ShapedCodec>> Create(
       const ShapedParameters& parameters, const ShapedOptions& options, std::string origin);
 
-  Profile profile() const override { return Profile::kShaped; }
+  Profile profile() const override {
+    return options_.symmetric ? Profile::kShapedSym : Profile::kShaped;
+  }
   const kernels::KvShape& shape() const override { return shape_; }
   const Sha256Digest& fingerprint() const override { return fingerprint_; }
   std::string Describe() const override;
@@ -67,7 +70,9 @@ class ShapedCodec final : public KvCodec {
     float widen, gain;
   };
   ShapedCodec(const kernels::KvShape& shape, const ShapedOptions& options, std::string origin)
-      : shape_(shape), options_(options), origin_(std::move(origin)) {}
+      : shape_{shape.num_layers, shape.num_kv_heads, shape.head_dim, !options.symmetric},
+        options_(options),
+        origin_(std::move(origin)) {}
   const HeadSide& At(int layer, int head, kernels::Side side) const {
     return heads_[(layer * shape_.num_kv_heads + head) * 2 + static_cast<int>(side)];
   }

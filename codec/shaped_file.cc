@@ -76,7 +76,7 @@ std::string WriteShapedFile(const ShapedParameters& p) {
   for (const auto& [key, value] : p.metadata) file.SetMetadata(key, value);
   file.SetMetadata("format", "oscarkv.codec");
   file.SetMetadata("format_version", "1");
-  file.SetMetadata("profile", "shaped");
+  file.SetMetadata("profile", p.symmetric ? "shaped-sym" : "shaped");
   file.SetMetadata("layers", absl::StrCat(p.shape.num_layers));
   file.SetMetadata("kv_heads", absl::StrCat(heads));
   file.SetMetadata("head_dim", absl::StrCat(d));
@@ -97,12 +97,14 @@ absl::StatusOr<ShapedParameters> ParseShapedFile(absl::Span<const uint8_t> bytes
   ASSIGN_OR_RETURN(const TensorFile file, TensorFile::Open(bytes));
   RETURN_IF_ERROR(CheckMetadata(file, "format", "oscarkv.codec"));
   RETURN_IF_ERROR(CheckMetadata(file, "format_version", "1"));
-  RETURN_IF_ERROR(CheckMetadata(file, "profile", "shaped"));
+  const bool symmetric = file.Metadata("profile") == "shaped-sym";
+  if (!symmetric) RETURN_IF_ERROR(CheckMetadata(file, "profile", "shaped"));
   RETURN_IF_ERROR(CheckMetadata(file, "layers", absl::StrCat(shape.num_layers)));
   RETURN_IF_ERROR(CheckMetadata(file, "kv_heads", absl::StrCat(shape.num_kv_heads)));
   RETURN_IF_ERROR(CheckMetadata(file, "head_dim", absl::StrCat(shape.head_dim)));
   ShapedParameters p;
   p.shape = shape;
+  p.symmetric = symmetric;
   p.metadata = file.AllMetadata();
   for (int layer = 0; layer < shape.num_layers; ++layer) {
     for (int side : {0, 1}) {

@@ -1,4 +1,5 @@
-// The file of profile `shaped`: what calibration fitted, for all layers and both sides (K, V).
+// The file of profiles `shaped` and `shaped-sym`: what calibration fitted, for all layers and both
+// sides (K, V).
 //
 // safetensors with, per layer N and side ("key", "value"), in fp32, or in fp16 where that holds the
 // values exactly (calibration rounds matrices to fp16, which halves the file and costs nothing that
@@ -7,8 +8,9 @@
 //   layers.N.SIDE.mean      [kv_heads, d]
 //   layers.N.SIDE.metric    [kv_heads, d, d]  W: what an error n of y costs is n W n^T, up to scale
 //   layers.N.SIDE.choice    [2]               widen, gain (kernels/q2_encode/shaped.h)
-// and metadata: format "oscarkv.codec", format_version "1", profile "shaped", layers, kv_heads,
-// head_dim; the rest is for people. Files are untrusted.
+// and metadata: format "oscarkv.codec", format_version "1", profile "shaped" or "shaped-sym",
+// layers, kv_heads, head_dim; the rest is for people. A fit for `shaped` serves `shaped-sym`, too.
+// Files are untrusted.
 #pragma once
 
 #include <map>
@@ -28,8 +30,9 @@ struct ShapedSide {
 };
 
 struct ShapedParameters {
-  kernels::KvShape shape;
+  kernels::KvShape shape;         // the model's
   std::vector<ShapedSide> sides;  // [layer][K, V]
+  bool symmetric = false;         // fitted for profile shaped-sym
   std::map<std::string, std::string> metadata;
   const ShapedSide& at(int layer, kernels::Side side) const {
     return sides[2 * layer + static_cast<int>(side)];

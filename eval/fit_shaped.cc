@@ -15,9 +15,9 @@ namespace oscarkv {
 namespace {
 
 PageRoundTrip ShapedRoundTrip(int d, const ShapedTables& tables, float widen, float gain,
-                              int sweeps) {
+                              int sweeps, bool symmetric) {
   return [=, &tables](const kernels::Bf16* rows, float* decoded) {
-    std::vector<uint8_t> page(kernels::PageHeadBytes(d));
+    std::vector<uint8_t> page(kernels::PageHeadBytes(d, !symmetric));
     kernels::ShapedArgs args;
     args.head_dim = d;
     args.rows = rows;
@@ -26,13 +26,15 @@ PageRoundTrip ShapedRoundTrip(int d, const ShapedTables& tables, float widen, fl
     args.widen = widen;
     args.gain = gain;
     args.sweeps = sweeps;
+    args.symmetric = symmetric;
     args.page_head = page.data();
     if (kernels::EncodePageHeadShaped(kernels::Backend::kCpu, args, nullptr) !=
         kernels::KernelStatus::kOk) {
       std::fill_n(decoded, kernels::kPageTokens * d, NAN);
       return;
     }
-    kernels::DecodePageHead(kernels::Backend::kCpu, d, kernels::Side::kKey, page.data(), decoded);
+    kernels::DecodePageHead(kernels::Backend::kCpu, d, kernels::Side::kKey, page.data(), decoded,
+                            !symmetric);
   };
 }
 
@@ -132,13 +134,13 @@ class SideFitter {
     // As for the Hadamard rotation that this is compared with: all rows and queries alike.
     t.centre = c_.stats->Mean(layer_, h, side_);
     t.metric = Congruence(head.fit->inverse, Consumer(h, /*important=*/false), d_);
-    return MeasureDamage(c_.stats->Sample(layer_, h, side_), d_, t,
-                         ShapedRoundTrip(d_, *head.tables, widen, gain, options_.sweeps));
+    return MeasureDamage(
+        c_.stats->Sample(layer_, h, side_), d_, t,
+        ShapedRoundTrip(d_, *head.tables, widen, gain, options_.sweeps, options_.symmetric));
   }
 
   void Store(int h, ShapedSide* side, SideSummary* summary) {
     const Head& head = chosen_[h];
-    const int heads = c_.stats->shape().num_kv_heads;
     for (int j = 0; j < d_; ++j) {
       for (int i = 0; i < d_; ++i)
         side->transform.push_back(static_cast<float>(head.fit->transform[i * d_ + j]));
@@ -154,8 +156,8 @@ class SideFitter {
           s->condition > summary->spectrum.condition)
         summary->spectrum = *s;
     }
-    summary->damage_before += HadamardDamage(c_, layer_, h, side_) / heads;
-    summary->damage_after += Damage(h, head, side->widen, side->gain) / heads;
+    summary->AddHead(HadamardDamage(c_, layer_, h, side_),
+                     Damage(h, head, side->widen, side->gain));
   }
 
   const Collected& c_;
@@ -173,6 +175,7 @@ absl::StatusOr<ShapedFitResult> FitShapedProfile(const Collected& c,
   const kernels::KvShape& shape = c.stats->shape();
   ShapedFitResult out;
   out.parameters.shape = shape;
+  out.parameters.symmetric = options.symmetric;
   out.parameters.sides.resize(2 * shape.num_layers);
   out.parameters.metadata = c.provenance;
   out.summary.resize(shape.num_layers);

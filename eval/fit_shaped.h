@@ -1,4 +1,4 @@
-// Fits profile shaped to collected statistics.
+// Fits profiles shaped and shaped-sym to collected statistics.
 #pragma once
 
 #include <vector>
@@ -15,6 +15,7 @@ struct ShapedFitOptions {
   std::vector<float> widen = {1.15f};
   float key_gain = 1, value_gain = 0.3f;
   int sweeps = 2;                         // of the encoder that the damage is measured with
+  bool symmetric = false;                 // for profile shaped-sym
   kernels::Executor* executor = nullptr;  // for the layers; the result does not depend on it
 };
 

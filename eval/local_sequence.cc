@@ -6,7 +6,7 @@ namespace oscarkv {
 
 LocalSequence::LocalSequence(const ModelRunner& runner, int tokens)
     : pages_(runner.codec().profile() != Profile::kBf16) {
-  const kernels::KvShape shape = runner.config().kv_shape();
+  const kernels::KvShape shape = runner.codec().shape();
   const size_t n = static_cast<size_t>(tokens) / kBlockTokens + 1;
   const size_t pages = n * shape.PageBytes(), blocks = n * shape.Bf16BlockBytes();
   memory_.reset(

@@ -8,7 +8,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "codec/oscar_codec.h"
-#include "codec/shaped_codec.h"
 #include "common/status_macros.h"
 
 namespace oscarkv {
@@ -37,15 +36,9 @@ absl::StatusOr<std::shared_ptr<const KvCodec>> NamedCodec(absl::string_view name
     if (options.data_free)
       return absl::NotFoundError(absl::StrCat(files_dir, " has no rotation files for oscar"));
   } else if (name == "shaped" || name == "shaped-0" || name == "shaped-sym") {
-    options.profile = Profile::kShaped;
+    options.profile = name == "shaped-sym" ? Profile::kShapedSym : Profile::kShaped;
     RETURN_IF_ERROR(FindCodecFiles(files_dir, &options));
     if (name == "shaped-0") options.sweeps = 0;
-    if (name == "shaped-sym") {
-      ASSIGN_OR_RETURN(const ShapedParameters p, ReadShapedFile(options.shaped_file, shape));
-      ASSIGN_OR_RETURN(auto codec,
-                       ShapedCodec::Create(p, {.symmetric = true}, options.shaped_file));
-      return codec;
-    }
   } else {
     return absl::InvalidArgumentError(
         absl::StrCat("treatment \"", name,

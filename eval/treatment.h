@@ -26,8 +26,8 @@ struct TreatmentSetup {
 };
 
 // By name: bf16, naive (no transform, no clip), hadamard, oscar, shaped, shaped-0 (no sweeps),
-// shaped-sym (symmetric levels); -fake (of the first three codecs) and -nowin behind it choose the
-// path. kInvalidArgument for an unknown name; what FindCodecFiles says.
+// shaped-sym (levels about zero, 2.125 bits); -fake (of the first three codecs) and -nowin behind
+// it choose the path. kInvalidArgument for an unknown name; what FindCodecFiles says.
 absl::StatusOr<TreatmentSetup> MakeTreatment(const std::string& name, const std::string& files_dir,
                                              const kernels::KvShape& shape);
 // The model's prefill history that a path is built on.

@@ -15,6 +15,9 @@
 //   V: token = 16 tb + 8 u + 2 j + e     channel = 64 ch + 16 p + 8 r + g
 // A token's place in a metadata plane: token = 16 tb + g + 8 r stands at index 8 g + 2 tb + r.
 //
+// Without offset planes (profile shaped-sym: offset = -1.5 * scale) there are two planes, K scale
+// and V scale: 4352 bytes, and 2304 for head_dim 64.
+//
 // head_dim 64, 2560 bytes: the same with ch = 0 only: a slot is 2 words W[r] (8 B), a token block
 // 256 B, K codes at 0, V codes at 1024, planes at 2048.
 #pragma once
@@ -26,7 +29,9 @@ namespace oscarkv::kernels {
 
 inline constexpr int kPageTokens = 64;  // tokens of a page and of a block
 inline constexpr int kMetaPlanes = 4;   // K scale, K offset, V scale, V offset
-inline constexpr int kMaxGroup = 16;    // query heads per kv head
+// Offset of a row whose page has no offset planes, in units of its scale: levels about zero.
+inline constexpr float kCentredOffset = -1.5f;
+inline constexpr int kMaxGroup = 16;  // query heads per kv head
 
 enum class Side { kKey = 0, kValue = 1 };
 
@@ -38,14 +43,20 @@ constexpr bool IsSupportedHeadDim(int head_dim) {
 constexpr size_t CodesBytes(int head_dim) {
   return size_t{kPageTokens} * head_dim / 4;
 }
-// Bytes of one page-head: 4608 for head_dim 128, 2560 for 64.
-constexpr size_t PageHeadBytes(int head_dim) {
-  return 2 * CodesBytes(head_dim) + kMetaPlanes * kPageTokens * 2;
+// Bytes of one page-head: 4608 for head_dim 128, 2560 for 64; 4352 and 2304 without offsets.
+constexpr size_t PageHeadBytes(int head_dim, bool offsets = true) {
+  return 2 * CodesBytes(head_dim) + (offsets ? kMetaPlanes : 2) * kPageTokens * 2;
 }
 constexpr size_t MetaOffset(int head_dim) {
   return 2 * CodesBytes(head_dim);
 }
+// The scales of one side in a page-head; its offsets, if any, come right behind them.
+constexpr size_t ScaleOffset(int head_dim, Side side, bool offsets = true) {
+  return MetaOffset(head_dim) + static_cast<size_t>(side) * (offsets ? 4 : 2) * kPageTokens;
+}
 static_assert(PageHeadBytes(128) == 4608 && MetaOffset(128) == 4096);
+static_assert(PageHeadBytes(128, false) == 4352 && PageHeadBytes(128, false) % 128 == 0);
+static_assert(PageHeadBytes(64, false) == 2304 && PageHeadBytes(64, false) % 128 == 0);
 static_assert(PageHeadBytes(64) == 2560 && MetaOffset(64) == 2048);
 static_assert(PageHeadBytes(128) % 128 == 0 && PageHeadBytes(64) % 128 == 0);
 
@@ -79,10 +90,13 @@ struct KvShape {
   int num_layers = 0;
   int num_kv_heads = 0;
   int head_dim = 0;
+  bool offsets = true;  // pages have offset planes
   bool operator==(const KvShape&) const = default;
 
   // One layer of a 2-bit block: [kv_head][PageHeadBytes].
-  constexpr size_t PageLayerBytes() const { return num_kv_heads * PageHeadBytes(head_dim); }
+  constexpr size_t PageLayerBytes() const {
+    return num_kv_heads * PageHeadBytes(head_dim, offsets);
+  }
   // A whole 2-bit block: [layer][kv_head][PageHeadBytes].
   constexpr size_t PageBytes() const { return num_layers * PageLayerBytes(); }
   // One layer of a bf16 block: [K,V][kv_head][64][head_dim] of bf16.

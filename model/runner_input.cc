@@ -21,9 +21,10 @@ absl::Status InSequence(size_t i, absl::string_view what) {
   return absl::FailedPreconditionError(absl::StrCat("sequence ", i, " of the batch: ", what));
 }
 
-absl::Status CheckPool(const ModelConfig& config, const SequenceKv* kv) {
+// The codec's shape is the model's, and says what a page is.
+absl::Status CheckPool(const KvCodec& codec, const SequenceKv* kv) {
   if (kv == nullptr) return absl::InvalidArgumentError("a sequence has no SequenceKv");
-  if (!(kv->pool().shape() == config.kv_shape())) {
+  if (!(kv->pool().shape() == codec.shape())) {
     return absl::FailedPreconditionError("the KV pool's shape is not the model's");
   }
   return absl::OkStatus();
@@ -51,7 +52,8 @@ absl::Status CheckOptions(const ModelConfig& config, const KvCodec& codec,
         absl::StrCat("threads is ", options.threads, "; expected at least 1"));
   }
   const kernels::KvShape model = config.kv_shape(), coded = codec.shape();
-  if (!(model == coded)) {
+  if (model.num_layers != coded.num_layers || model.num_kv_heads != coded.num_kv_heads ||
+      model.head_dim != coded.head_dim) {
     return absl::FailedPreconditionError(absl::StrCat(
         "the model has ", model.num_layers, " layers, ", model.num_kv_heads, " kv heads, head_dim ",
         model.head_dim, "; the codec (", codec.Describe(), ") was made for ", coded.num_layers,
@@ -90,9 +92,9 @@ absl::Status CheckChunk(const ModelConfig& config, const PrefillChunk& chunk) {
   return absl::OkStatus();
 }
 
-absl::Status CheckSlots(const ModelConfig& config, bool coded, PrefillHistory history,
-                        const PrefillChunk& chunk) {
-  RETURN_IF_ERROR(CheckPool(config, chunk.kv));
+absl::Status CheckSlots(const KvCodec& codec, PrefillHistory history, const PrefillChunk& chunk) {
+  RETURN_IF_ERROR(CheckPool(codec, chunk.kv));
+  const bool coded = codec.profile() != Profile::kBf16;
   const int end = chunk.start + static_cast<int>(chunk.tokens.size());
   const int history_end =
       coded && history == PrefillHistory::kCanonical ? FirstWindowBlock(end - 1) : kSinkBlocks;
@@ -116,10 +118,11 @@ absl::Status CheckSlots(const ModelConfig& config, bool coded, PrefillHistory hi
   return absl::OkStatus();
 }
 
-absl::Status CheckBatch(const ModelConfig& config, absl::Span<const DecodeInput> batch) {
+absl::Status CheckBatch(const ModelConfig& config, const KvCodec& codec,
+                        absl::Span<const DecodeInput> batch) {
   for (size_t i = 0; i < batch.size(); ++i) {
     const DecodeInput& in = batch[i];
-    RETURN_IF_ERROR(CheckPool(config, in.kv));
+    RETURN_IF_ERROR(CheckPool(codec, in.kv));
     if (&in.kv->pool() != &batch[0].kv->pool())
       return InSequence(i, "lies in another KV pool than the first");
     if (in.position < 0 || in.position >= config.max_position_embeddings) {

@@ -17,12 +17,11 @@ absl::Status CheckOptions(const ModelConfig& config, const KvCodec& codec,
 
 // Tokens and positions of a chunk.
 absl::Status CheckChunk(const ModelConfig& config, const PrefillChunk& chunk);
-// Its slots: those that it writes, and those of the blocks before it. `coded`: blocks behind the
-// sink have pages.
-absl::Status CheckSlots(const ModelConfig& config, bool coded, PrefillHistory history,
-                        const PrefillChunk& chunk);
+// Its slots: those that it writes, and those of the blocks before it.
+absl::Status CheckSlots(const KvCodec& codec, PrefillHistory history, const PrefillChunk& chunk);
 // Tokens, positions and pools of a batch, which is not empty.
-absl::Status CheckBatch(const ModelConfig& config, absl::Span<const DecodeInput> batch);
+absl::Status CheckBatch(const ModelConfig& config, const KvCodec& codec,
+                        absl::Span<const DecodeInput> batch);
 
 // The token at `position` is the last one of a block that gets a page.
 inline bool CompletesPage(bool coded, int position) {

@@ -66,6 +66,7 @@ kernels::PagedAttentionArgs Transformer::AttentionArgs(const KvPool& pool, int l
   args.out = step->out.data();
   args.page_pool = pool.page_base() + layer * shape.PageLayerBytes();
   args.page_stride = static_cast<int64_t>(shape.PageBytes());
+  args.offsets = shape.offsets;
   args.page_ids = slots.pages.data();
   args.page_begin = slots.page_begin.data();
   args.bf16_pool = pool.block_base() + layer * shape.Bf16LayerBytes();
@@ -82,7 +83,7 @@ absl::Status Transformer::DecodeStep(absl::Span<const DecodeInput> batch,
   if (batch.empty()) return absl::OkStatus();
   if (options_.fp32_kv)
     return absl::FailedPreconditionError("a runner with fp32 K and V keeps none to decode from");
-  RETURN_IF_ERROR(CheckBatch(config_, batch));
+  RETURN_IF_ERROR(CheckBatch(config_, *codec_, batch));
   Step step;
   RETURN_IF_ERROR(PlanStep(batch, &step));
   const int64_t rows = static_cast<int64_t>(batch.size());

@@ -41,7 +41,7 @@ absl::StatusOr<PrefillOutput> Transformer::Prefill(const PrefillChunk& chunk) {
     return absl::UnimplementedError(
         "with fp32 K and V a prompt is one chunk: nothing is kept between calls");
   }
-  if (!options_.fp32_kv) RETURN_IF_ERROR(CheckSlots(config_, coded(), options_.history, chunk));
+  if (!options_.fp32_kv) RETURN_IF_ERROR(CheckSlots(*codec_, options_.history, chunk));
   Pass pass = PlanPass(chunk);
   rope_.Ensure(pass.end - 1);
   EmbedTokens(chunk.tokens, pass.x.data());

@@ -15,7 +15,7 @@ void AddWorkerOptions(OptionTable* table, WorkerOptions* o) {
                    "Address of the gRPC server; port 0 picks a free one");
   table->AddString("model", &o->model, "DIR", "Hugging Face folder of the model");
   AddStoreOptions(table, &o->store);
-  table->AddChoice("profile", &o->profile, {"oscar", "shaped", "bf16"},
+  table->AddChoice("profile", &o->profile, {"oscar", "shaped", "shaped-sym", "bf16"},
                    "How the KV cache is stored: 2-bit pages, or unquantised");
   table->AddChoice("prefill-history", &o->prefill_history, {"exact", "canonical"},
                    "What the tokens of a prompt attend: unquantised history, or the stored codes "
@@ -28,7 +28,8 @@ void AddWorkerOptions(OptionTable* table, WorkerOptions* o) {
   table->AddFloat("value-clip", &o->value_clip, 0.5, 1,
                   "Quantile at which values are clipped before rounding");
   table->AddString("codec-file", &o->shaped_file, "FILE",
-                   "Fit of profile shaped; empty: codec_shaped*.safetensors in the model's folder");
+                   "Fit of profiles shaped and shaped-sym; empty: codec_shaped*.safetensors in the "
+                   "model's folder");
   table->AddString(
       "key-rotation", &o->key_rotation, "FILE",
       "Rotation of the keys (.pt or .safetensors); empty: k_rotation_* in the model's folder");

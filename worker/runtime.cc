@@ -26,7 +26,7 @@ absl::StatusOr<std::shared_ptr<const KvCodec>> BuildCodec(const WorkerOptions& o
   codec.key_rotation_file = options.key_rotation;
   codec.value_rotation_file = options.value_rotation;
   codec.shaped_file = options.shaped_file;
-  if (codec.profile == Profile::kShaped || options.key_rotation.empty()) {
+  if (IsShaped(codec.profile) || options.key_rotation.empty()) {
     RETURN_IF_ERROR(FindCodecFiles(options.model, &codec));
   }
   return CreateCodec(codec, config.kv_shape());
@@ -139,12 +139,12 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> BuildRuntime(
   ASSIGN_OR_RETURN(runtime->guard, rpc::Guard::Create(options.security, registry));
 
   const bool coded = codec->profile() != Profile::kBf16;
-  ASSIGN_OR_RETURN(runtime->arena, BuildArena(options, config.kv_shape(), coded,
+  ASSIGN_OR_RETURN(runtime->arena, BuildArena(options, codec->shape(), coded,
                                               defaults(config, coded), runtime->transport.get()));
   ASSIGN_OR_RETURN(runtime->device_pool, runtime->runner->PreparePool(runtime->arena->pool()));
   const BlockIdentity identity{codec->profile(),
                                runtime->runner->prefill_history() == PrefillHistory::kCanonical,
-                               config.kv_shape(), codec->fingerprint(), runtime->model_fingerprint};
+                               codec->shape(), codec->fingerprint(), runtime->model_fingerprint};
   runtime->io = std::make_unique<BlockIo>(
       [stores = runtime->stores.get()](const std::string& tenant) { return stores->Of(tenant); },
       runtime->arena.get(), identity,
@@ -152,7 +152,7 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> BuildRuntime(
       SteadyClock::Get());
   runtime->metrics = std::make_unique<WorkerMetrics>(registry, role);
   runtime->metrics->SetStaging(runtime->device_pool.staging);
-  const kernels::KvShape shape = config.kv_shape();
+  const kernels::KvShape& shape = codec->shape();
   runtime->metrics->SetCompression(
       coded ? static_cast<double>(shape.Bf16BlockBytes()) / shape.PageBytes() : 1);
   runtime->fetch_pool = std::make_unique<TaskPool>(options.io_threads, "worker-fetch");

@@ -33,6 +33,7 @@ struct PagedAttentionArgs {
   const uint8_t* page_pool =
       nullptr;              // page id -> [kv_head][PageHeadBytes] at page_pool + id * page_stride
   int64_t page_stride = 0;  // bytes
+  bool offsets = true;      // pages have offset planes
   const int32_t* page_ids = nullptr;
   const int32_t* page_begin = nullptr;  // [num_seqs + 1]
 

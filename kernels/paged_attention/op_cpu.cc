@@ -34,9 +34,9 @@ bool HasVectors() {
   return true;
 }
 
-template <int kHeadDim>
+template <int kHeadDim, bool kOffsets>
 void AttendPartOf(const PagedAttentionArgs& args, const Part& part, Partial* result) {
-  using Pages = PageAttention<kHeadDim>;
+  using Pages = PageAttention<kHeadDim, kOffsets>;
   using Blocks = BlockAttention<kHeadDim>;
   const float* q =
       args.q + (int64_t{part.seq} * args.num_kv_heads + part.head) * args.group * kHeadDim;
@@ -48,7 +48,7 @@ void AttendPartOf(const PagedAttentionArgs& args, const Part& part, Partial* res
     Pages pages(q, args.group, scale_log2);
     const auto page = [&](int i) {
       return args.page_pool + args.page_ids[i] * args.page_stride +
-             part.head * PageHeadBytes(kHeadDim);
+             part.head * PageHeadBytes(kHeadDim, kOffsets);
     };
     pages.Run(part.page_begin, part.page_end, page, &state);
   }
@@ -79,7 +79,11 @@ void AttendPartOf(const PagedAttentionArgs& args, const Part& part, Partial* res
 }
 
 void AttendPart(const PagedAttentionArgs& args, const Part& part, Partial* result) {
-  (args.head_dim == 64 ? AttendPartOf<64> : AttendPartOf<128>)(args, part, result);
+  if (args.offsets) {
+    (args.head_dim == 64 ? AttendPartOf<64, true> : AttendPartOf<128, true>)(args, part, result);
+  } else {
+    (args.head_dim == 64 ? AttendPartOf<64, false> : AttendPartOf<128, false>)(args, part, result);
+  }
 }
 
 #endif  // HWY_SCALAR

@@ -286,7 +286,8 @@ bool IsSupported(int num_kv_heads, int group, int head_dim) {
 
 KernelStatus Prepare(const PagedAttentionArgs& args, void* base, Variant* variant, int* blocks,
                      Workspace* workspace) {
-  if (!IsSupported(args.num_kv_heads, args.group, args.head_dim)) return KernelStatus::kUnsupported;
+  if (!args.offsets || !IsSupported(args.num_kv_heads, args.group, args.head_dim))
+    return KernelStatus::kUnsupported;
   *variant = VariantOf(args.head_dim, args.group);
   const KernelStatus status = ResidentBlocks(*variant, blocks);
   if (status == KernelStatus::kOk)

@@ -22,10 +22,11 @@ namespace oscarkv::kernels::cuda {
 // stream at a time, needs no initialisation, and does not depend on the sequences' lengths.
 size_t PagedAttentionWorkspaceBytes(int max_seqs, int num_kv_heads, int group, int head_dim);
 
-// Both return kOk, kUnsupported, or kDevice (see LastError). Preconditions beyond op.h's: `args`
-// are device pointers; pools, strides and workspace are multiples of 16 bytes; num_seqs is at most
-// the workspace's max_seqs. A sequence with no token at all is allowed: its rows of `out` and `lse`
-// are not written. Results are the same bit for bit from run to run on the same device.
+// Both return kOk, kUnsupported (also of pages without offsets), or kDevice (see LastError).
+// Preconditions beyond op.h's: `args` are device pointers; pools, strides and workspace are
+// multiples of 16 bytes; num_seqs is at most the workspace's max_seqs. A sequence with no token at
+// all is allowed: its rows of `out` and `lse` are not written. Results are the same bit for bit
+// from run to run on the same device.
 KernelStatus PlanPagedAttention(const PagedAttentionArgs& args, void* workspace, Stream stream);
 KernelStatus RunPagedAttention(const PagedAttentionArgs& args, void* workspace, Stream stream);
 

@@ -27,11 +27,13 @@ double CodeAt(const uint8_t* codes, CodePosition at) {
   return codes[4 * at.word + at.bit / 8] >> at.bit % 8 & 3;
 }
 
-void LoadPage(const uint8_t* page_head, int d, Tile* tile) {
+void LoadPage(const uint8_t* page_head, int d, bool offsets, Tile* tile) {
   tile->tokens = kPageTokens;
   for (int t = 0; t < kPageTokens; ++t) {
-    const double ks = PlaneValue(page_head, d, 0, t), ko = PlaneValue(page_head, d, 1, t);
-    const double vs = PlaneValue(page_head, d, 2, t), vo = PlaneValue(page_head, d, 3, t);
+    const double ks = PlaneValue(page_head, d, 0, t);
+    const double vs = PlaneValue(page_head, d, offsets ? 2 : 1, t);
+    const double ko = offsets ? PlaneValue(page_head, d, 1, t) : kCentredOffset * ks;
+    const double vo = offsets ? PlaneValue(page_head, d, 3, t) : kCentredOffset * vs;
     for (int c = 0; c < d; ++c) {
       tile->k[t * d + c] = CodeAt(page_head, KeyPosition(d, t, c)) * ks + ko;
       tile->v[t * d + c] = CodeAt(page_head + CodesBytes(d), ValuePosition(d, t, c)) * vs + vo;
@@ -86,8 +88,9 @@ void AttendSequence(const PagedAttentionArgs& args, int seq, int head) {
       Attend(args.q + (first + i) * d, args.scale, d, tile, &states[i]);
   };
   for (int p = args.page_begin[seq]; p < args.page_begin[seq + 1]; ++p) {
-    LoadPage(args.page_pool + args.page_ids[p] * args.page_stride + head * PageHeadBytes(d), d,
-             &tile);
+    LoadPage(args.page_pool + args.page_ids[p] * args.page_stride +
+                 head * PageHeadBytes(d, args.offsets),
+             d, args.offsets, &tile);
     attend();
   }
   for (int b = args.bf16_begin[seq]; b < args.bf16_begin[seq + 1]; ++b) {

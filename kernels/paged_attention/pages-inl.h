@@ -31,7 +31,9 @@ HWY_BEFORE_NAMESPACE();
 namespace oscarkv::kernels {
 namespace HWY_NAMESPACE {
 
-template <int kHeadDim>
+// kOffsets: pages have offset planes; without them an offset is a multiple of the scale, and
+// nothing behind LoadMeta knows the difference.
+template <int kHeadDim, bool kOffsets>
 class PageAttention {
  public:
   // `q` [group, head_dim]; `scale_log2` includes the change to base 2.
@@ -124,8 +126,15 @@ class PageAttention {
     Floats largest = hn::Zero(d);
     for (int i = 0; i < pages_; ++i) {
       const uint8_t* planes = page_[i] + MetaOffset(kHeadDim);
-      for (int plane = 0; plane < kMetaPlanes; ++plane)
-        LoadPlane(planes + 2 * kPageTokens * plane, meta_[plane] + i * kPageTokens);
+      for (int plane = 0; plane < kMetaPlanes; plane += kOffsets ? 1 : 2) {
+        LoadPlane(planes + 2 * kPageTokens * (kOffsets ? plane : plane / 2),
+                  meta_[plane] + i * kPageTokens);
+      }
+      for (int t = i * kPageTokens; !kOffsets && t < (i + 1) * kPageTokens; t += kLanes) {
+        const Floats centred = hn::Set(d, kCentredOffset);
+        hn::Store(hn::Mul(hn::Load(d, meta_[0] + t), centred), d, meta_[1] + t);
+        hn::Store(hn::Mul(hn::Load(d, meta_[2] + t), centred), d, meta_[3] + t);
+      }
       for (int t = i * kPageTokens; t < (i + 1) * kPageTokens; t += kLanes) {
         const Floats low = hn::Load(d, meta_[1] + t);
         const Floats high = hn::MulAdd(hn::Load(d, meta_[0] + t), hn::Set(d, 3.0f), low);
@@ -280,7 +289,7 @@ class PageAttention {
 
   // A share of the page-head to L2: L1 holds the current tile.
   static HWY_INLINE void PrefetchPage(const uint8_t* page, int share) {
-    constexpr int kLines = static_cast<int>(PageHeadBytes(kHeadDim) / 64);
+    constexpr int kLines = static_cast<int>(PageHeadBytes(kHeadDim, kOffsets) / 64);
     for (int i = share * kLines / kPairs; i < (share + 1) * kLines / kPairs; ++i)
       __builtin_prefetch(page + 64 * i, 0, 2);
   }

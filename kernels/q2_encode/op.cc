@@ -20,6 +20,7 @@ KernelStatus EncodePageHeadShaped(Backend backend, const ShapedArgs& args, Encod
 
 KernelStatus EncodeBlockLayer(Backend backend, const KvShape& shape, const Bf16* block_layer,
                               const float clip_ratio[2], uint8_t* page_layer, EncodeStats* stats) {
+  if (!shape.offsets) return KernelStatus::kUnsupported;
   EncodeArgs args;
   args.head_dim = shape.head_dim;
   args.row_stride = shape.head_dim;
@@ -40,16 +41,16 @@ KernelStatus EncodeBlockLayer(Backend backend, const KvShape& shape, const Bf16*
 
 // Decoding returns nothing: it has no errors, and a build without CUDA decodes on the CPU whatever
 // it is asked for.
-void DecodePageHead(Backend backend, int head_dim, Side side, const uint8_t* page_head,
-                    float* rows) {
+void DecodePageHead(Backend backend, int head_dim, Side side, const uint8_t* page_head, float* rows,
+                    bool offsets) {
   (backend == Backend::kRef ? ref::DecodePageHead : cpu::DecodePageHead)(head_dim, side, page_head,
-                                                                         rows);
+                                                                         rows, offsets);
 }
 
 void DecodePageHeadBf16(Backend backend, int head_dim, Side side, const uint8_t* page_head,
-                        Bf16* rows, int64_t row_stride) {
+                        Bf16* rows, int64_t row_stride, bool offsets) {
   (backend == Backend::kRef ? ref::DecodePageHeadBf16 : cpu::DecodePageHeadBf16)(
-      head_dim, side, page_head, rows, row_stride);
+      head_dim, side, page_head, rows, row_stride, offsets);
 }
 
 }  // namespace oscarkv::kernels

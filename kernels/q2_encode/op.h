@@ -43,16 +43,18 @@ KernelStatus EncodePageHead(Backend backend, const EncodeArgs& args, EncodeStats
 
 // All heads of one layer of a block: bf16 [K,V][kv_head][64][d] -> page layer
 // [kv_head][PageHeadBytes]. No transform: the rows are already rotated. clip ratios: [K, V].
+// kUnsupported: a shape whose pages have no offsets.
 KernelStatus EncodeBlockLayer(Backend backend, const KvShape& shape, const Bf16* block_layer,
                               const float clip_ratio[2], uint8_t* page_layer, EncodeStats* stats);
 
 // One side of a page-head to rows [64, head_dim] of fp32, exactly code * scale + offset in fp32
 // (one fused rounding).
-void DecodePageHead(Backend backend, int head_dim, Side side, const uint8_t* page_head,
-                    float* rows);
+// `offsets`: the page-head has offset planes.
+void DecodePageHead(Backend backend, int head_dim, Side side, const uint8_t* page_head, float* rows,
+                    bool offsets = true);
 // The same, rounded to bf16, rows row_stride elements apart: the history copies of prefill
 // attention.
 void DecodePageHeadBf16(Backend backend, int head_dim, Side side, const uint8_t* page_head,
-                        Bf16* rows, int64_t row_stride);
+                        Bf16* rows, int64_t row_stride, bool offsets = true);
 
 }  // namespace oscarkv::kernels

@@ -18,17 +18,19 @@ inline constexpr float kLargestFp16 = 65504.0f;
 namespace ref {
 KernelStatus EncodePageHeadShaped(const ShapedArgs& args, EncodeStats* stats);
 KernelStatus EncodePageHead(const EncodeArgs& args, EncodeStats* stats);
-void DecodePageHead(int head_dim, Side side, const uint8_t* page_head, float* rows);
+void DecodePageHead(int head_dim, Side side, const uint8_t* page_head, float* rows,
+                    bool offsets = true);
 void DecodePageHeadBf16(int head_dim, Side side, const uint8_t* page_head, Bf16* rows,
-                        int64_t row_stride);
+                        int64_t row_stride, bool offsets = true);
 }  // namespace ref
 
 namespace cpu {
 KernelStatus EncodePageHeadShaped(const ShapedArgs& args, EncodeStats* stats);
 KernelStatus EncodePageHead(const EncodeArgs& args, EncodeStats* stats);
-void DecodePageHead(int head_dim, Side side, const uint8_t* page_head, float* rows);
+void DecodePageHead(int head_dim, Side side, const uint8_t* page_head, float* rows,
+                    bool offsets = true);
 void DecodePageHeadBf16(int head_dim, Side side, const uint8_t* page_head, Bf16* rows,
-                        int64_t row_stride);
+                        int64_t row_stride, bool offsets = true);
 }  // namespace cpu
 
 }  // namespace oscarkv::kernels

@@ -93,24 +93,22 @@ namespace {
 constexpr int kMaxHeadDim = 128;
 constexpr int kMaxCodeBytes = kPageTokens * kMaxHeadDim / 4;
 
-// The planes of one side: scale, then offset.
-size_t PlaneOffset(int head_dim, Side side) {
-  return MetaOffset(head_dim) + static_cast<size_t>(side) * 4 * kPageTokens;
-}
-
 // dequantise(token, packed bytes, scale, offset) for the 64 rows.
 template <class Dequantise>
-void DecodeRows(int head_dim, Side side, const uint8_t* page_head, const Dequantise& dequantise) {
+void DecodeRows(int head_dim, Side side, const uint8_t* page_head, bool offsets,
+                const Dequantise& dequantise) {
   const uint8_t* codes = page_head + static_cast<size_t>(side) * CodesBytes(head_dim);
   const uint16_t* order = PackedByteOrder(side, head_dim);
   uint8_t bytes[kMaxCodeBytes];
   for (int i = 0; i < kPageTokens * head_dim / 4; ++i) bytes[i] = codes[order[i]];
   Fp16 planes[2 * kPageTokens];
-  std::memcpy(planes, page_head + PlaneOffset(head_dim, side), sizeof(planes));
+  std::memcpy(planes, page_head + ScaleOffset(head_dim, side, offsets),
+              sizeof(planes) / (offsets ? 1 : 2));
   for (int token = 0; token < kPageTokens; ++token) {
     const int at = MetaIndex(token);
-    dequantise(token, bytes + token * head_dim / 4, Fp16ToFloat(planes[at]),
-               Fp16ToFloat(planes[kPageTokens + at]));
+    const float scale = Fp16ToFloat(planes[at]);
+    dequantise(token, bytes + token * head_dim / 4, scale,
+               offsets ? Fp16ToFloat(planes[kPageTokens + at]) : kCentredOffset * scale);
   }
 }
 
@@ -147,7 +145,7 @@ KernelStatus EncodePageHead(const EncodeArgs& args, EncodeStats* stats) {
     planes[MetaIndex(token)] = scales[token];
     planes[kPageTokens + MetaIndex(token)] = offsets[token];
   }
-  std::memcpy(args.page_head + PlaneOffset(d, args.side), planes, sizeof(planes));
+  std::memcpy(args.page_head + ScaleOffset(d, args.side), planes, sizeof(planes));
   if (stats != nullptr) {
     stats->rows += kPageTokens;
     stats->clamped_fp16 += clamped;
@@ -155,18 +153,18 @@ KernelStatus EncodePageHead(const EncodeArgs& args, EncodeStats* stats) {
   return KernelStatus::kOk;
 }
 
-void DecodePageHead(int head_dim, Side side, const uint8_t* page_head, float* rows) {
+void DecodePageHead(int head_dim, Side side, const uint8_t* page_head, float* rows, bool offsets) {
   const auto dequantise = HWY_DYNAMIC_DISPATCH(DequantiseToFloat);
-  DecodeRows(head_dim, side, page_head,
+  DecodeRows(head_dim, side, page_head, offsets,
              [&](int token, const uint8_t* bytes, float scale, float offset) {
                dequantise(head_dim, bytes, scale, offset, rows + token * head_dim);
              });
 }
 
 void DecodePageHeadBf16(int head_dim, Side side, const uint8_t* page_head, Bf16* rows,
-                        int64_t row_stride) {
+                        int64_t row_stride, bool offsets) {
   const auto dequantise = HWY_DYNAMIC_DISPATCH(DequantiseToBf16);
-  DecodeRows(head_dim, side, page_head,
+  DecodeRows(head_dim, side, page_head, offsets,
              [&](int token, const uint8_t* bytes, float scale, float offset) {
                dequantise(head_dim, bytes, scale, offset, rows + token * row_stride);
              });

@@ -79,7 +79,7 @@ KernelStatus EncodePageHead(const EncodeArgs& args, EncodeStats* stats) {
   const int d = args.head_dim;
   const int side = static_cast<int>(args.side);
   uint8_t* codes = args.page_head + side * CodesBytes(d);
-  uint8_t* scales = args.page_head + MetaOffset(d) + side * 4 * kPageTokens;
+  uint8_t* scales = args.page_head + ScaleOffset(d, args.side);
   uint8_t* offsets = scales + 2 * kPageTokens;
   std::memset(codes, 0, CodesBytes(d));
   for (int token = 0; token < kPageTokens; ++token) {
@@ -106,14 +106,13 @@ KernelStatus EncodePageHead(const EncodeArgs& args, EncodeStats* stats) {
   return KernelStatus::kOk;
 }
 
-void DecodePageHead(int head_dim, Side side, const uint8_t* page_head, float* rows) {
+void DecodePageHead(int head_dim, Side side, const uint8_t* page_head, float* rows, bool offsets) {
   const uint8_t* codes = page_head + static_cast<int>(side) * CodesBytes(head_dim);
-  const uint8_t* scales =
-      page_head + MetaOffset(head_dim) + static_cast<int>(side) * 4 * kPageTokens;
-  const uint8_t* offsets = scales + 2 * kPageTokens;
+  const uint8_t* scales = page_head + ScaleOffset(head_dim, side, offsets);
   for (int token = 0; token < kPageTokens; ++token) {
-    const float scale = LoadFp16(scales, MetaIndex(token)),
-                offset = LoadFp16(offsets, MetaIndex(token));
+    const float scale = LoadFp16(scales, MetaIndex(token));
+    const float offset =
+        offsets ? LoadFp16(scales + 2 * kPageTokens, MetaIndex(token)) : kCentredOffset * scale;
     for (int c = 0; c < head_dim; ++c) {
       const CodePosition at = Position(side, head_dim, token, c);
       const int code = codes[4 * at.word + at.bit / 8] >> at.bit % 8 & 3;
@@ -124,9 +123,9 @@ void DecodePageHead(int head_dim, Side side, const uint8_t* page_head, float* ro
 }
 
 void DecodePageHeadBf16(int head_dim, Side side, const uint8_t* page_head, Bf16* rows,
-                        int64_t row_stride) {
+                        int64_t row_stride, bool offsets) {
   float decoded[kPageTokens * kMaxHeadDim];
-  DecodePageHead(head_dim, side, page_head, decoded);
+  DecodePageHead(head_dim, side, page_head, decoded, offsets);
   for (int token = 0; token < kPageTokens; ++token) {
     for (int c = 0; c < head_dim; ++c)
       rows[token * row_stride + c] = ToBf16(decoded[token * head_dim + c]);

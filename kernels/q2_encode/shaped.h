@@ -1,5 +1,5 @@
 // Encoding of 64 rows with error feedback: profiles `shaped` and `shaped-sym`. The page is that of
-// op.h, decoding too; only the choice of codes differs.
+// op.h, decoding too, without offset planes in `shaped-sym`; only the choice of codes differs.
 //
 // What an error n of a row costs is n^T W n, with W = L D L^T (L unit lower triangular). A row y of
 // d values becomes levels q_j in {-1.5, -0.5, 0.5, 1.5}, a step and a middle:
@@ -15,7 +15,8 @@
 //      than a factor of 0.3 to 3 and the middle by at most 3 steps.
 //   4. A least-squares approximation is too short: scale and offset are multiplied by
 //      1 + gain (g - 1), g = <y, y>_W / <y^, y>_W within [0.8, 1.5].
-// scale = fp16 of the step, offset = fp16 of the value of code 0.
+// scale = fp16 of the step, offset = fp16 of the value of code 0; symmetric: -1.5 times the rounded
+// scale, not stored.
 //
 // Everything is fp32 with a given order of operations (shaped_ref.cc), fused where the reference
 // says fma: every backend gives the same bytes. Sums over i > j run downwards from d-1, sums over
@@ -47,11 +48,11 @@ struct ShapedArgs {
   const Bf16* rows = nullptr;  // [64, head_dim], rows row_stride elements apart: y
   int64_t row_stride = 0;
   ShapedMetric metric;
-  float widen = 1.15f;  // > 0
-  float gain = 1;       // 0..1
-  int sweeps = 2;       // 0..kMaxSweeps
-  bool symmetric = false;
-  uint8_t* page_head = nullptr;  // out: this side's codes and its two planes
+  float widen = 1.15f;           // > 0
+  float gain = 1;                // 0..1
+  int sweeps = 2;                // 0..kMaxSweeps
+  bool symmetric = false;        // levels about zero; the page has no offset planes
+  uint8_t* page_head = nullptr;  // out: this side's codes and its planes
 };
 
 // Adds to *stats (may be null); a row with a value beyond fp16's range is cut to it and counts as

@@ -418,11 +418,11 @@ KernelStatus EncodePageHeadShaped(const ShapedArgs& args, EncodeStats* stats) {
     planes[kPageTokens + MetaIndex(token)] = FloatToFp16(offset[token]);
     if (stats == nullptr) continue;
     ++stats->rows;
-    stats->clamped_fp16 +=
-        (cut >> token & 1) != 0 || ExceedsFp16(scale[token]) || ExceedsFp16(offset[token]);
+    stats->clamped_fp16 += (cut >> token & 1) != 0 || ExceedsFp16(scale[token]) ||
+                           (!args.symmetric && ExceedsFp16(offset[token]));
   }
-  std::memcpy(args.page_head + MetaOffset(d) + static_cast<size_t>(args.side) * 4 * kPageTokens,
-              planes, sizeof(planes));
+  std::memcpy(args.page_head + ScaleOffset(d, args.side, !args.symmetric), planes,
+              sizeof(planes) / (args.symmetric ? 2 : 1));
   return KernelStatus::kOk;
 }
 

@@ -160,8 +160,7 @@ void Refit(const ShapedArgs& a, const Row& row, float* scale, float* offset) {
 KernelStatus EncodePageHeadShaped(const ShapedArgs& args, EncodeStats* stats) {
   const int d = args.head_dim, side = static_cast<int>(args.side);
   uint8_t* codes = args.page_head + side * CodesBytes(d);
-  uint8_t* scales = args.page_head + MetaOffset(d) + side * 4 * kPageTokens;
-  uint8_t* offsets = scales + 2 * kPageTokens;
+  uint8_t* scales = args.page_head + ScaleOffset(d, args.side, !args.symmetric);
   std::memset(codes, 0, CodesBytes(d));
   for (int token = 0; token < kPageTokens; ++token) {
     Row row = {};
@@ -186,11 +185,12 @@ KernelStatus EncodePageHeadShaped(const ShapedArgs& args, EncodeStats* stats) {
       codes[4 * at.word + at.bit / 8] |= static_cast<uint8_t>(code << at.bit % 8);
     }
     const Fp16 rounded[2] = {FloatToFp16(scale), FloatToFp16(offset)};
-    std::memcpy(scales + 2 * MetaIndex(token), &rounded[0], 2);
-    std::memcpy(offsets + 2 * MetaIndex(token), &rounded[1], 2);
+    for (int plane = 0; plane < (args.symmetric ? 1 : 2); ++plane)
+      std::memcpy(scales + 2 * (plane * kPageTokens + MetaIndex(token)), &rounded[plane], 2);
     if (stats != nullptr) {
       ++stats->rows;
-      stats->clamped_fp16 += clamped || ExceedsFp16(scale) || ExceedsFp16(offset);
+      stats->clamped_fp16 +=
+          clamped || ExceedsFp16(scale) || (!args.symmetric && ExceedsFp16(offset));
     }
   }
   return KernelStatus::kOk;

@@ -293,7 +293,7 @@ absl::Status CudaRunner::DecodeStep(absl::Span<const DecodeInput> batch,
                                     std::vector<float>* logits) {
   logits->clear();
   if (batch.empty()) return absl::OkStatus();
-  RETURN_IF_ERROR(CheckBatch(config_, batch));
+  RETURN_IF_ERROR(CheckBatch(config_, *codec_, batch));
   RETURN_IF_ERROR(device_->Enter());
   RETURN_IF_ERROR(UsePool(batch[0].kv->pool()));
   const int n = static_cast<int>(batch.size()), bucket = BucketOf(n);
@@ -317,7 +317,7 @@ absl::Status CudaRunner::DecodeStep(absl::Span<const DecodeInput> batch,
 absl::StatusOr<std::vector<float>> CudaRunner::TimeSteps(absl::Span<const DecodeInput> batch,
                                                          const StepParts& parts, int rounds) {
   if (batch.empty()) return absl::InvalidArgumentError("a step of no sequences");
-  RETURN_IF_ERROR(CheckBatch(config_, batch));
+  RETURN_IF_ERROR(CheckBatch(config_, *codec_, batch));
   RETURN_IF_ERROR(device_->Enter());
   RETURN_IF_ERROR(UsePool(batch[0].kv->pool()));
   const int bucket = static_cast<int>(batch.size());  // as it is: no part of it is filled up

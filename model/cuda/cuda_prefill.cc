@@ -24,7 +24,7 @@ constexpr int kTileRows = 4096;
 
 absl::StatusOr<PrefillOutput> CudaRunner::Prefill(const PrefillChunk& chunk) {
   RETURN_IF_ERROR(CheckChunk(config_, chunk));
-  RETURN_IF_ERROR(CheckSlots(config_, coded(), history_, chunk));
+  RETURN_IF_ERROR(CheckSlots(*codec_, history_, chunk));
   RETURN_IF_ERROR(device_->Enter());
   PrefillOutput out;
   const absl::Status status = RunPrefill(chunk, &out);

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "codec/shaped_codec.h"
 #include "tests/unit/worker/fake_runtime.h"
 #include "tests/unit/worker/harness.h"
 
@@ -13,6 +14,22 @@ constexpr char kModel[] = "tests/golden/families/qwen3";
 constexpr int kChunk = 128;
 constexpr int kAnswer = 70;  // crosses at least one block boundary
 
+// Rows as they are, coded in a plain metric: what the path does is not a question of the fit.
+std::shared_ptr<const KvCodec> ShapedOf(const kernels::KvShape& shape) {
+  ShapedParameters p;
+  p.shape = shape;
+  const int d = shape.head_dim;
+  ShapedSide side;
+  for (int i = 0; i < shape.num_kv_heads * d * d; ++i)
+    side.transform.push_back(i % (d * d) % (d + 1) == 0 ? 1.0f : 0.0f);
+  side.metric = side.transform;
+  side.mean.assign(shape.num_kv_heads * d, 0.0f);
+  p.sides.assign(2 * shape.num_layers, side);
+  auto codec = ShapedCodec::Create(p, {.symmetric = true}, "test");
+  EXPECT_TRUE(codec.ok()) << codec.status();
+  return *codec;
+}
+
 std::unique_ptr<ModelRunner> LoadRunner(Profile profile, PrefillHistory history) {
   CodecOptions codec;
   codec.profile = profile;
@@ -22,14 +39,18 @@ std::unique_ptr<ModelRunner> LoadRunner(Profile profile, PrefillHistory history)
   options.history = history;
   auto config = LoadModelConfig(kModel);
   EXPECT_TRUE(config.ok()) << config.status();
-  auto runner = LoadTransformer(kModel, *CreateCodec(codec, config->kv_shape()), options);
+  auto runner =
+      LoadTransformer(kModel,
+                      profile == Profile::kShapedSym ? ShapedOf(config->kv_shape())
+                                                     : *CreateCodec(codec, config->kv_shape()),
+                      options);
   EXPECT_TRUE(runner.ok()) << runner.status();
   return *std::move(runner);
 }
 
 // Greedy tokens of a runner with a pool of its own.
 std::vector<int32_t> LocalRun(ModelRunner* runner, std::vector<int32_t> tokens) {
-  auto arena = *worker::KvArena::Create(runner->config().kv_shape(), 16, 16, nullptr);
+  auto arena = *worker::KvArena::Create(runner->codec().shape(), 16, 16, nullptr);
   const bool coded = runner->codec().profile() != Profile::kBf16;
   const int n = static_cast<int>(tokens.size());
   SequenceKv kv(&arena->pool());
@@ -111,6 +132,8 @@ TEST_P(SmallModelTest, SameTokensAsALocalRun) {
 INSTANTIATE_TEST_SUITE_P(
     Modes, SmallModelTest,
     testing::Values(Mode{"Bf16", Profile::kBf16, PrefillHistory::kExact},
+                    Mode{"ShapedSymExact", Profile::kShapedSym, PrefillHistory::kExact},
+                    Mode{"ShapedSymCanonical", Profile::kShapedSym, PrefillHistory::kCanonical},
                     Mode{"OscarExact", Profile::kOscar, PrefillHistory::kExact},
                     Mode{"OscarCanonical", Profile::kOscar, PrefillHistory::kCanonical}),
     [](const auto& info) { return std::string(info.param.name); });

@@ -79,6 +79,26 @@ TEST(BlockFormatTest, RoundTripOfEveryBody) {
   EXPECT_EQ(*DecodeHeader(Encode(h)), h);
 }
 
+TEST(BlockFormatTest, PagesWithoutOffsets) {
+  BlockHeader h = Header();
+  h.profile = Profile::kShapedSym;
+  h.shape.offsets = false;
+  const std::vector<uint8_t> bytes = Encode(h);
+  EXPECT_EQ(bytes[16], 3);
+  EXPECT_EQ(ToHex(bytes.data() + 40, 8), "0010010000000000");  // 69632 = 8 * 2 * 4352
+  const auto decoded = DecodeHeader(bytes);
+  ASSERT_TRUE(decoded.ok()) << decoded.status();
+  EXPECT_EQ(*decoded, h);
+  EXPECT_EQ(BlockBytes(BlockBody::kPage, h.shape), 128u + 69632);
+  EXPECT_EQ(SliceTable(BlockBody::kPage, h.shape)[1].length, 8704u);
+  // Profiles do not mix, in either direction.
+  BlockHeader shaped = Header();
+  shaped.profile = Profile::kShaped;
+  EXPECT_THAT(std::string(CheckHeader(*decoded, shaped).message()),
+              AllOf(HasSubstr("profile is shaped-sym"), HasSubstr("expects shaped")));
+  EXPECT_EQ(CheckHeader(shaped, h).code(), absl::StatusCode::kFailedPrecondition);
+}
+
 TEST(BlockFormatTest, WriterRefusesWhatNoReaderTakes) {
   struct Case {
     const char* name;
@@ -100,6 +120,10 @@ TEST(BlockFormatTest, WriterRefusesWhatNoReaderTakes) {
       {"no layers", [](BlockHeader* h) { h->shape.num_layers = 0; }, "0 layers, 1 to 1024"},
       {"layers", [](BlockHeader* h) { h->shape.num_layers = 1025; }, "1025 layers"},
       {"kv heads", [](BlockHeader* h) { h->shape.num_kv_heads = -1; }, "-1 kv heads"},
+      {"no offsets", [](BlockHeader* h) { h->shape.offsets = false; },
+       "without offset planes in profile oscar"},
+      {"offsets", [](BlockHeader* h) { h->profile = Profile::kShapedSym; },
+       "with offset planes in profile shaped-sym"},
       {"head_dim", [](BlockHeader* h) { h->shape.head_dim = 96; }, "head_dim 96, 64 and 128"},
   };
   for (const Case& c : cases) {
@@ -159,6 +183,7 @@ TEST(BlockFormatTest, ForgedFieldsAreRefused) {
       {12, {0, 0}, absl::StatusCode::kDataLoss, "says it has 0 bytes"},
       {12, {0xff, 0xff, 0xff, 0xff}, absl::StatusCode::kDataLoss, "says it has 4294967295 bytes"},
       {16, {7}, absl::StatusCode::kDataLoss, "profile 7"},
+      {16, {3}, absl::StatusCode::kDataLoss, "the body has 73728 bytes"},
       {17, {4}, absl::StatusCode::kDataLoss, "body kind 4"},
       {18, {3}, absl::StatusCode::kDataLoss, "unknown flags 0x3"},
       {20, {0xff, 0xff, 0xff, 0xff}, absl::StatusCode::kDataLoss, "2147483647 layers"},

@@ -183,6 +183,28 @@ TEST(ShapedCodecTest, PagesAreTheKernels) {
   EXPECT_EQ(codec->clamped_rows(), 0u);
 }
 
+TEST(ShapedCodecTest, SymmetricPagesAreSmaller) {
+  const auto codec = Create(Parameters(), {.symmetric = true}), other = Create(Parameters());
+  EXPECT_EQ(codec->profile(), Profile::kShapedSym);
+  EXPECT_EQ(codec->Describe(), "shaped-sym, test, 2 sweeps");
+  EXPECT_EQ(codec->shape().PageLayerBytes(), 2u * 2304);
+  EXPECT_EQ(other->shape(), kShape);
+  std::vector<kernels::Bf16> block(kShape.Bf16LayerBytes() / 2), decoded(block.size());
+  for (size_t i = 0; i < block.size(); ++i)
+    block[i] = kernels::ToBf16(static_cast<float>((i * 37) % 101) / 50 - 1);
+  std::vector<uint8_t> page(codec->shape().PageLayerBytes() + 1, 0xab);
+  ASSERT_TRUE(codec->EncodeLayer(1, block.data(), page.data()).ok());
+  EXPECT_EQ(page.back(), 0xab);
+  ASSERT_TRUE(codec->DecodeLayer(1, page.data(), decoded.data()).ok());
+  double error = 0, energy = 0;
+  for (size_t i = 0; i < block.size(); ++i) {
+    const double x = kernels::ToFloat(block[i]), e = kernels::ToFloat(decoded[i]) - x;
+    error += e * e;
+    energy += x * x;
+  }
+  EXPECT_LT(error, 0.2 * energy);
+}
+
 TEST(ShapedCodecTest, FoundInAFolder) {
   const std::string dir = ::testing::TempDir() + "/shaped_codec_test";
   std::filesystem::remove_all(dir);
@@ -200,6 +222,28 @@ TEST(ShapedCodecTest, FoundInAFolder) {
   options.shaped_file.clear();
   EXPECT_THAT(std::string(CreateCodec(options, kShape).status().message()),
               HasSubstr("needs the file"));
+  // A fit for shaped serves shaped-sym; one for shaped-sym goes first, and serves nobody else.
+  options.profile = Profile::kShapedSym;
+  ASSERT_TRUE(FindCodecFiles(dir, &options).ok());
+  EXPECT_THAT(options.shaped_file, ::testing::EndsWith("/codec_shaped.safetensors"));
+  const auto other = CreateCodec(options, kShape);
+  ASSERT_TRUE(other.ok()) << other.status();
+  EXPECT_EQ((*other)->profile(), Profile::kShapedSym);
+  EXPECT_NE((*other)->fingerprint(), (*codec)->fingerprint());
+  ShapedParameters symmetric = Parameters();
+  symmetric.symmetric = true;
+  ASSERT_TRUE(
+      WriteWholeFile(dir + "/codec_shaped-sym.safetensors", WriteShapedFile(symmetric)).ok());
+  options.shaped_file.clear();
+  ASSERT_TRUE(FindCodecFiles(dir, &options).ok());
+  EXPECT_THAT(options.shaped_file, ::testing::EndsWith("/codec_shaped-sym.safetensors"));
+  EXPECT_TRUE(CreateCodec(options, kShape).ok());
+  options.profile = Profile::kShaped;
+  EXPECT_THAT(std::string(CreateCodec(options, kShape).status().message()),
+              HasSubstr("fitted for profile shaped-sym"));
+  options.shaped_file.clear();
+  ASSERT_TRUE(FindCodecFiles(dir, &options).ok());
+  EXPECT_THAT(options.shaped_file, ::testing::EndsWith("/codec_shaped.safetensors"));
   std::filesystem::remove_all(dir);
 }
 

@@ -70,6 +70,14 @@ TEST(LayoutTest, Sizes) {
   EXPECT_EQ(shape.Bf16LayerBytes(), 2u * 2 * 64 * 128 * 2);
   EXPECT_EQ(shape.Bf16BlockBytes(), 8 * shape.Bf16LayerBytes());
   EXPECT_EQ(shape.Bf16SideElements(), 2u * 64 * 128);
+  const KvShape centred{8, 2, 128, /*offsets=*/false};
+  EXPECT_EQ(centred.PageLayerBytes(), 2u * 4352);
+  EXPECT_EQ(centred.Bf16BlockBytes(), shape.Bf16BlockBytes());
+  EXPECT_FALSE(centred == shape);
+  EXPECT_EQ(ScaleOffset(128, Side::kKey), 4096u);
+  EXPECT_EQ(ScaleOffset(128, Side::kValue), 4352u);
+  EXPECT_EQ(ScaleOffset(128, Side::kKey, false), 4096u);
+  EXPECT_EQ(ScaleOffset(128, Side::kValue, false), 4224u);
 }
 
 }  // namespace

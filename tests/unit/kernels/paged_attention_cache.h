@@ -9,6 +9,7 @@
 
 #include "kernels/paged_attention/op.h"
 #include "kernels/q2_encode/op.h"
+#include "kernels/q2_encode/shaped.h"
 #include "tests/unit/kernels/random_data.h"
 
 namespace oscarkv::kernels {
@@ -33,13 +34,14 @@ struct Case {
   std::vector<Sequence> sequences;
   float q_sigma = 1;
   Content content = Content::kNormal;
+  bool offsets = true;  // pages have offset planes
 };
 
 // Pools with strides larger than a block, ids in random order, everything unused poisoned.
 class Cache {
  public:
   Cache(const Case& c, uint32_t seed)
-      : case_(c), random_(seed), shape_{1, c.num_kv_heads, c.head_dim} {
+      : case_(c), random_(seed), shape_{1, c.num_kv_heads, c.head_dim, c.offsets} {
     int pages = 0, blocks = 0;
     page_begin_ = {0};
     bf16_begin_ = {0};
@@ -87,6 +89,7 @@ class Cache {
     }
     args.page_pool = page_pool_.data();
     args.page_stride = page_stride_;
+    args.offsets = case_.offsets;
     args.page_ids = page_ids_.data();
     args.page_begin = page_begin_.data();
     args.bf16_pool = bf16_pool_.data();
@@ -139,9 +142,29 @@ class Cache {
     rows[random_.Int(0, static_cast<int>(rows.size()) - 1)] = ToBf16(60);  // an outlier
     const int d = case_.head_dim, keys = case_.num_kv_heads * 64;          // rows of one side
     for (int r = 0; r < 2 * keys; ++r) ChangeRow(r < keys, first && r % 64 == 37, &rows[r * d]);
+    if (!case_.offsets) return FillCentred(rows, page);
     const float clips[2] = {0.96f, 0.92f};
     ASSERT_EQ(EncodeBlockLayer(Backend::kRef, shape_, rows.data(), clips, page, nullptr),
               KernelStatus::kOk);
+  }
+  // Levels about zero, rounded to the nearest: no metric.
+  void FillCentred(const std::vector<Bf16>& rows, uint8_t* page) {
+    const int d = case_.head_dim;
+    const std::vector<float> none(d * d), ones(d, 1.0f);
+    for (const Side side : {Side::kKey, Side::kValue}) {
+      for (int h = 0; h < case_.num_kv_heads; ++h) {
+        ShapedArgs args;
+        args.head_dim = d;
+        args.side = side;
+        args.rows = rows.data() + static_cast<int>(side) * shape_.Bf16SideElements() + h * 64 * d;
+        args.row_stride = d;
+        args.metric = {none.data(), none.data(), ones.data(), ones.data(), static_cast<float>(d)};
+        args.sweeps = 0;
+        args.symmetric = true;
+        args.page_head = page + h * PageHeadBytes(d, false);
+        ASSERT_EQ(EncodePageHeadShaped(Backend::kRef, args, nullptr), KernelStatus::kOk);
+      }
+    }
   }
   void ChangeRow(bool key, bool dominant, Bf16* row) {
     const int d = case_.head_dim;
@@ -184,8 +207,9 @@ class Cache {
     const int d = case_.head_dim;
     for (int p = page_begin_[s]; p < page_begin_[s + 1]; ++p) {
       std::vector<float> page(64 * d);
-      const uint8_t* at = page_pool_.data() + page_ids_[p] * page_stride_ + head * PageHeadBytes(d);
-      DecodePageHead(Backend::kRef, d, side, at, page.data());
+      const uint8_t* at =
+          page_pool_.data() + page_ids_[p] * page_stride_ + head * PageHeadBytes(d, case_.offsets);
+      DecodePageHead(Backend::kRef, d, side, at, page.data(), case_.offsets);
       rows->insert(rows->end(), page.begin(), page.end());
     }
     for (int b = bf16_begin_[s]; b < bf16_begin_[s + 1]; ++b) {
@@ -236,6 +260,17 @@ inline std::vector<Case> Cases() {
   };
   for (int group = 1; group <= 16; ++group)
     cases.push_back({"groups", group % 2 ? 128 : 64, 1, group, {{3, 2, 4 * group}}});
+  return cases;
+}
+
+// Cases(), and pages without offset planes, which the CPU has.
+inline std::vector<Case> AllCases() {
+  std::vector<Case> cases = Cases();
+  for (const Case& c : Cases()) {
+    if (c.content == Content::kConstant) continue;  // a constant row has no level about zero
+    cases.push_back(c);
+    cases.back().offsets = false;
+  }
   return cases;
 }
 

@@ -10,8 +10,8 @@ namespace oscarkv::kernels {
 namespace {
 
 TEST(PagedAttentionTest, RefMatchesNaive) {
-  for (const Case& c : Cases()) {
-    SCOPED_TRACE(testing::Message() << c.name << " group " << c.group);
+  for (const Case& c : AllCases()) {
+    SCOPED_TRACE(testing::Message() << c.name << " group " << c.group << " offsets " << c.offsets);
     const Cache cache(c, 3);
     std::vector<float> out, lse, expected, expected_lse;
     ASSERT_EQ(PagedAttention(Backend::kRef, cache.Args(&out, &lse), nullptr), KernelStatus::kOk);
@@ -24,8 +24,8 @@ TEST(PagedAttentionTest, RefMatchesNaive) {
 
 TEST(PagedAttentionTest, CpuMatchesRef) {
   ThreadPool pool(2), many(5);
-  for (const Case& c : Cases()) {
-    SCOPED_TRACE(testing::Message() << c.name << " group " << c.group);
+  for (const Case& c : AllCases()) {
+    SCOPED_TRACE(testing::Message() << c.name << " group " << c.group << " offsets " << c.offsets);
     const Cache cache(c, 4);
     std::vector<float> expected, expected_lse;
     ASSERT_EQ(PagedAttention(Backend::kRef, cache.Args(&expected, &expected_lse), &pool),
@@ -48,7 +48,8 @@ TEST(PagedAttentionTest, SplitSequences) {
   ThreadPool pool(4);
   for (const Case& c :
        {Case{"long", 128, 1, 4, {{333, 5, 7}}}, Case{"bf16", 64, 1, 3, {{0, 90, 1}}},
-        Case{"both", 128, 1, 2, {{70, 70, 64}, {1, 1, 1}, {40, 0, 64}}}}) {
+        Case{"both", 128, 1, 2, {{70, 70, 64}, {1, 1, 1}, {40, 0, 64}}},
+        Case{"centred", 128, 1, 2, {{170, 7, 64}, {40, 0, 64}}, 1, Content::kNormal, false}}) {
     SCOPED_TRACE(c.name);
     const Cache cache(c, 5);
     std::vector<float> out, lse, again, expected, expected_lse;

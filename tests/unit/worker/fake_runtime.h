@@ -14,7 +14,7 @@ inline std::unique_ptr<worker::WorkerRuntime> FakeRuntime(std::unique_ptr<ModelR
                                                           MetricRegistry* registry,
                                                           int slots = 64) {
   auto runtime = std::make_unique<worker::WorkerRuntime>();
-  const kernels::KvShape shape = runner->config().kv_shape();
+  const kernels::KvShape shape = runner->codec().shape();
   runtime->model_name = "fake";
   runtime->model_fingerprint = Sha256Digest{7};
   runtime->stores = std::make_shared<TenantClients>(
