@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "cli/command.h"
+#include "cli/report_files.h"
 #include "cli/terminal.h"
 #include "codec/codec.h"
 #include "codec/rotation_writer.h"
@@ -28,25 +29,29 @@ class CalibrateCommand final : public Command {
     table->AddString("model", &collect_.model_dir, "DIR", "Hugging Face folder of the model");
     table->AddRepeated("text", &collect_.text_files, "FILE",
                        "A text to calibrate on; may be given several times");
-    table->AddChoice("profile", &profile_, {"oscar", "shaped"}, "What to fit");
+    table->AddChoice("profile", &profile_, {"oscar", "shaped", "shaped-sym"}, "What to fit");
     table->AddString("out", &out_, "DIR",
                      "Folder of the fitted files; in a model's folder they become its default");
     table->AddChoice("format", &format_, {"pt", "safetensors"},
                      "Of rotations: RotationZoo's .pt, or safetensors with metadata");
     table->AddBool("per-head", &per_head_, "A rotation for each kv head instead of each layer");
-    table->AddFloat("t", &t_, 0, 1,
-                    "Profile shaped: from whitened keys (0) to error-balanced ones (0.5)");
-    table->AddFloat("widen", &widen_, 0.5, 4,
-                    "Profile shaped: how much wider steps are than least squares would have them");
-    table->AddBool("search", &search_,
-                   "Profile shaped: each layer takes the t and the step of least damage instead");
+    table->AddFloat(
+        "t", &t_, 0, 1,
+        "Fits of shaped, shaped-sym: from whitened keys (0) to error-balanced ones (0.5)");
+    table->AddFloat(
+        "widen", &widen_, 0.5, 4,
+        "Fits of shaped, shaped-sym: how much wider steps are than least squares would have them");
+    table->AddBool(
+        "search", &search_,
+        "Fits of shaped, shaped-sym: each layer takes the t and the step of least damage instead");
     table->AddFloat("key-gain", &key_gain_, 0, 2,
-                    "Profile shaped: how much of the shrinkage of keys is undone");
+                    "Fits of shaped, shaped-sym: how much of the shrinkage of keys is undone");
     table->AddFloat("value-gain", &value_gain_, 0, 2,
-                    "Profile shaped: how much of the shrinkage of values is undone");
-    table->AddChoice("weights", &weights_, {"importance", "none"},
-                     "Profile shaped: count rows and queries by what an error of them does to the "
-                     "outputs of attention, or all alike");
+                    "Fits of shaped, shaped-sym: how much of the shrinkage of values is undone");
+    table->AddChoice(
+        "weights", &weights_, {"importance", "none"},
+        "Fits of shaped, shaped-sym: count rows and queries by what an error of them does to the "
+        "outputs of attention, or all alike");
     collect_.plan.tokens = 49152;
     collect_.plan.prompt_tokens = 4096;
     table->AddInt("tokens", &collect_.plan.tokens, 0, 1 << 30,
@@ -60,16 +65,20 @@ class CalibrateCommand final : public Command {
     table->AddChoice("compute", &compute_, {"auto", "fp32", "bf16"},
                      "Operand type of the matrix products");
     table->AddInt("threads", &collect_.threads, 1, 256, "Threads");
+    table->AddString("report", &report_, "FILE.html",
+                     "Write a report with figures of damage, spectra and rows here (drawn by "
+                     "gnuplot, if it is installed)");
     table->AddString("checkpoint", &collect_.checkpoint_file, "FILE",
                      "Write the sums here every few prompts, and go on from them if it exists");
   }
 
   absl::Status Run() override {
+    RETURN_IF_ERROR(CheckReportPath(report_));
     collect_.compute = compute_ == "bf16" || (compute_ == "auto" && kernels::HasNativeBf16())
                            ? kernels::Compute::kBf16
                            : kernels::Compute::kFp32;
     collect_.weighted_values = profile_ == "oscar";
-    collect_.importance = profile_ == "shaped" && weights_ == "importance";
+    collect_.importance = profile_ != "oscar" && weights_ == "importance";
     Collected collected;
     {
       ProgressBar bar("calibrating");
@@ -90,10 +99,17 @@ class CalibrateCommand final : public Command {
     const float clip[2] = {0.96f, 0.92f};
     ASSIGN_OR_RETURN(const OscarFiles fit, FitOscarProfile(collected, per_head_, clip));
     std::printf("%s", FormatSummary(fit.summary, collected.stats->shape().head_dim).c_str());
-    RETURN_IF_ERROR(WriteRotation(
-        "k_rotation_", {"qqt_r_h_pbr", fit.key_eigenvalues, collected.provenance}, fit.keys));
-    return WriteRotation("v_rotation_",
-                         {"sst_r_h_pbr", fit.value_eigenvalues, collected.provenance}, fit.values);
+    CodecOptions codec_options;
+    ASSIGN_OR_RETURN(
+        codec_options.key_rotation_file,
+        WriteRotation("k_rotation_", {"qqt_r_h_pbr", fit.key_eigenvalues, collected.provenance},
+                      fit.keys));
+    ASSIGN_OR_RETURN(
+        codec_options.value_rotation_file,
+        WriteRotation("v_rotation_", {"sst_r_h_pbr", fit.value_eigenvalues, collected.provenance},
+                      fit.values));
+    ASSIGN_OR_RETURN(const auto codec, CreateCodec(codec_options, collected.stats->shape()));
+    return Report(collected, fit.summary, *codec);
   }
 
   absl::Status WriteShaped(const Collected& collected) {
@@ -106,35 +122,50 @@ class CalibrateCommand final : public Command {
     }
     options.key_gain = key_gain_;
     options.value_gain = value_gain_;
+    options.symmetric = profile_ == "shaped-sym";
     kernels::ThreadPool pool(collect_.threads);
     options.executor = &pool;
     ASSIGN_OR_RETURN(const ShapedFitResult fit, FitShapedProfile(collected, options));
     std::printf("%s", FormatSummary(fit.summary, fit.parameters.shape.head_dim).c_str());
     const std::string bytes = WriteShapedFile(fit.parameters),
-                      path = out_ + "/codec_shaped.safetensors";
+                      path = absl::StrCat(out_, "/codec_", profile_, ".safetensors");
     RETURN_IF_ERROR(WriteWholeFile(path, bytes));
     CodecOptions codec_options;
-    codec_options.profile = Profile::kShaped;
+    ASSIGN_OR_RETURN(codec_options.profile, ParseProfile(profile_));
     codec_options.shaped_file = path;
     ASSIGN_OR_RETURN(const auto codec, CreateCodec(codec_options, fit.parameters.shape));
     std::printf("wrote %s, %s, fingerprint %s\n", path.c_str(), FormatBytes(bytes.size()).c_str(),
                 ToHex(codec->fingerprint()).c_str());
-    return absl::OkStatus();
+    return Report(collected, fit.summary, *codec);
   }
 
-  absl::Status WriteRotation(const char* prefix, const RotationFile& file, const RotationSet& set) {
+  absl::Status Report(const Collected& collected, const std::vector<LayerSummary>& summary,
+                      const KvCodec& codec) const {
+    if (report_.empty()) return absl::OkStatus();
+    return WriteReportFiles(
+        report_, absl::StrCat("Calibration of profile ", profile_, ", ", collect_.model_dir),
+        absl::StrCat(codec.Describe(), "\ncodec fingerprint ", ToHex(codec.fingerprint()), "\n",
+                     collected.prompts, " prompts, ", collected.tokens,
+                     " tokens behind the sinks\n\n",
+                     FormatSummary(summary, collected.stats->shape().head_dim)),
+        CalibrationFigures(summary, *collected.stats, codec));
+  }
+
+  // The file's name.
+  absl::StatusOr<std::string> WriteRotation(const char* prefix, const RotationFile& file,
+                                            const RotationSet& set) {
     const std::string path = absl::StrCat(out_, "/", prefix, file.objective, ".", format_);
     ASSIGN_OR_RETURN(const std::string bytes, format_ == "pt"
                                                   ? WriteRotationPt(set, file)
                                                   : WriteRotationSafetensors(set, file));
     RETURN_IF_ERROR(WriteWholeFile(path, bytes));
     std::printf("wrote %s, %s\n", path.c_str(), FormatBytes(bytes.size()).c_str());
-    return absl::OkStatus();
+    return path;
   }
 
   CollectOptions collect_;
   std::string profile_ = "oscar", out_ = "calibrated", format_ = "pt", compute_ = "auto",
-              weights_ = "importance";
+              weights_ = "importance", report_;
   bool per_head_ = false, search_ = false;
   float t_ = 0.2f, widen_ = 1.15f, key_gain_ = 1, value_gain_ = 0.3f;
 };

@@ -72,8 +72,14 @@ class CodecShowCommand final : public Command {
 
   absl::Status ShowShaped(const kernels::KvShape& shape) const {
     ASSIGN_OR_RETURN(const ShapedParameters p, ReadShapedFile(file_, shape));
-    ASSIGN_OR_RETURN(const auto codec, ShapedCodec::Create(p, {}, file_));
-    std::printf("profile shaped, codec fingerprint %s\n", ToHex(codec->fingerprint()).c_str());
+    // A fit for shaped serves both profiles.
+    for (const bool symmetric : {false, true}) {
+      if (p.symmetric && !symmetric) continue;
+      ASSIGN_OR_RETURN(const auto codec, ShapedCodec::Create(p, {.symmetric = symmetric}, file_));
+      std::printf("profile %s, codec fingerprint %s\n",
+                  std::string(ProfileName(codec->profile())).c_str(),
+                  ToHex(codec->fingerprint()).c_str());
+    }
     for (int l = 0; l < shape.num_layers; ++l) {
       const ShapedSide &k = p.at(l, kernels::Side::kKey), &v = p.at(l, kernels::Side::kValue);
       std::printf("  layer %d: widen K %g V %g, gain K %g V %g\n", l, k.widen, v.widen, k.gain,

@@ -4,6 +4,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "cli/command.h"
+#include "cli/report_files.h"
 #include "cli/terminal.h"
 #include "codec/tensor_file.h"
 #include "common/status_macros.h"
@@ -29,8 +30,8 @@ class EvalCommand final : public Command {
     table->AddStrings(
         "treatments", &options_.treatments, "NAME,...",
         "Of naive, hadamard, oscar, shaped, shaped-0 and shaped-sym; bf16 always runs. -nowin "
-        "behind "
-        "a name leaves out sink and window, -fake quantises without codes, as a cross-check");
+        "behind a name leaves out sink and window, -fake quantises without codes, as a "
+        "cross-check");
     table->AddString("fitted", &options_.fitted_dir, "DIR",
                      "Folder of fitted files; empty: the model's");
     table->AddInt("windows", &options_.windows, -1, 1 << 20,
@@ -40,12 +41,20 @@ class EvalCommand final : public Command {
                   "Positions of a window before it are not counted");
     table->AddStrings("needle-lengths", &lengths_, "TOKENS,...", "Lengths of retrieval prompts");
     table->AddInt("needles", &options_.needles, 0, 1 << 20,
-                  "Retrieval prompts of each length; five ask about one text");
+                  "Retrieval prompts of each task and length");
+    table->AddStrings("needle-tasks", &options_.needle_tasks, "NAME,...",
+                      "Of multi (five numbers hidden in a text, each asked for), single (one "
+                      "number) and copy (a list of eight words with numbers, repeated)");
+    table->AddInt("greedy", &options_.greedy_tokens, 0, 1 << 16,
+                  "Tokens by which bf16 continues each window; counted is where the others would "
+                  "leave its path (0: not measured)");
     table->AddUint64("seed", &options_.seed, 0, UINT64_MAX, "Chooses windows, places and numbers");
     table->AddChoice("compute", &compute_, {"auto", "fp32", "bf16"},
                      "Operand type of the matrix products");
     table->AddInt("threads", &options_.threads, 1, 256, "Threads");
     table->AddString("json", &json_, "FILE", "Write all figures here, too");
+    table->AddString("report", &report_, "FILE.html",
+                     "Write tables and figures here, too (drawn by gnuplot, if it is installed)");
     table->AddStrings("pool", &pool_, "FILE,...",
                       "Add up with the --json of earlier runs of the same treatments; without "
                       "--text nothing else is run");
@@ -55,6 +64,7 @@ class EvalCommand final : public Command {
     options_.compute = compute_ == "bf16" || (compute_ == "auto" && kernels::HasNativeBf16())
                            ? kernels::Compute::kBf16
                            : kernels::Compute::kFp32;
+    RETURN_IF_ERROR(CheckReportPath(report_));
     for (const std::string& text : lengths_) {
       int length = 0;
       if (!absl::SimpleAtoi(text, &length) || length < 256) {
@@ -74,10 +84,15 @@ class EvalCommand final : public Command {
       if (!status.ok())
         return absl::Status(status.code(), absl::StrCat(file, ": ", status.message()));
     }
+    std::string tables;
     for (const TreatmentResult& t : report.treatments)
-      std::printf("%s: %s\n", t.name.c_str(), t.codec.c_str());
-    std::printf("%s", report.ToTable().c_str());
-    return json_.empty() ? absl::OkStatus() : WriteWholeFile(json_, report.ToJson());
+      absl::StrAppend(&tables, t.name, ": ", t.codec, "\n");
+    absl::StrAppend(&tables, report.ToTable());
+    std::printf("%s", tables.c_str());
+    if (!json_.empty()) RETURN_IF_ERROR(WriteWholeFile(json_, report.ToJson()));
+    if (report_.empty()) return absl::OkStatus();
+    return WriteReportFiles(report_, absl::StrCat("What 2 bits cost ", options_.model_dir), tables,
+                            EvalFigures(report));
   }
 
  private:
@@ -93,7 +108,7 @@ class EvalCommand final : public Command {
 
   EvalOptions options_;
   std::vector<std::string> lengths_, pool_;
-  std::string compute_ = "auto", json_;
+  std::string compute_ = "auto", json_, report_;
 };
 
 }  // namespace

@@ -36,7 +36,7 @@ class GenerateCommand final : public Command {
     AddGatewayOptions(table, &gateway_);
     table->AddString("model", &model_, "DIR",
                      "Answer in this process with this model instead of asking a gateway");
-    table->AddChoice("profile", &profile_, {"oscar", "shaped", "bf16"},
+    table->AddChoice("profile", &profile_, {"oscar", "shaped", "shaped-sym", "bf16"},
                      "With --model: how the KV cache is held");
     table->AddChoice("prefill-history", &history_, {"exact", "canonical"},
                      "With --model: as the workers' option");

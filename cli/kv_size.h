@@ -19,7 +19,8 @@ struct KvSize {
       0;  // of an attention worker while the context is decoded: sink, window, pages
 };
 
-// coded: profile oscar or shaped, else bf16. context: tokens, at least 1.
+// coded: a profile of 2 bits, whose pages are as `shape` says; else bf16. context: tokens, at
+// least 1.
 KvSize ComputeKvSize(const kernels::KvShape& shape, int64_t context, bool coded);
 
 }  // namespace oscarkv::cli

@@ -43,7 +43,7 @@ class ServeCommand final : public Command {
                   "KV nodes that hold each block; they share this machine's fate, so more than one "
                   "only survives the end of a node's process");
     table->AddBytes("capacity", &capacity_, 16 << 20, uint64_t{1} << 50, "Memory of each KV node");
-    table->AddChoice("profile", &profile_, {"oscar", "shaped", "bf16"},
+    table->AddChoice("profile", &profile_, {"oscar", "shaped", "shaped-sym", "bf16"},
                      "How the KV cache is stored");
     table->AddChoice(
         "prefill-history", &history_, {"exact", "canonical"},

@@ -28,7 +28,7 @@ class SizeCommand final : public Command {
                     "Contexts that should be found in the store");
     table->AddInt64("active", &active_, 0, int64_t{1} << 32,
                     "Of them, how many are being answered at once");
-    table->AddChoice("profile", &profile_, {"oscar", "shaped", "bf16"},
+    table->AddChoice("profile", &profile_, {"oscar", "shaped", "shaped-sym", "bf16"},
                      "How the KV cache is stored");
     table->AddInt("replicas", &replicas_, 1, 8, "Copies of each block");
     table->AddBytes("node-capacity", &capacity_, uint64_t{1} << 24, uint64_t{1} << 50,
@@ -37,7 +37,8 @@ class SizeCommand final : public Command {
 
   absl::Status Run() override {
     ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(model_));
-    const kernels::KvShape shape = config.kv_shape();
+    kernels::KvShape shape = config.kv_shape();
+    shape.offsets = profile_ != "shaped-sym";
     if (context_ > config.max_position_embeddings) {
       std::printf("note: the model's context is %d tokens\n", config.max_position_embeddings);
     }

@@ -48,6 +48,7 @@ set(CPACK_DEBIAN_FILE_NAME DEB-DEFAULT)
 set(CPACK_DEBIAN_PACKAGE_SECTION net)
 set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS ON)
 set(CPACK_DEBIAN_PACKAGE_DEPENDS adduser)
+set(CPACK_DEBIAN_PACKAGE_SUGGESTS gnuplot-nox)  # figures of calibrate's and eval's --report
 set(CPACK_DEBIAN_COMPRESSION_TYPE xz)
 file(WRITE ${oscarkv_package}/conffiles "/etc/oscarkv/kvstore.conf\n/etc/oscarkv/prefill.conf\n/etc/oscarkv/attention.conf\n/etc/oscarkv/gateway.conf\n")
 set(CPACK_DEBIAN_PACKAGE_CONTROL_EXTRA ${oscarkv_package}/conffiles ${CMAKE_SOURCE_DIR}/deploy/debian/postinst

@@ -289,15 +289,26 @@ absl::StatusOr<OscarFiles> FitOscarProfile(const Collected& c, bool per_head, co
         for (int h = 0; h < shape.num_kv_heads; ++h) {
           if (per_head && h != g) continue;
           const float ratio = clip[static_cast<int>(side)];
-          summary.damage_before += HadamardDamage(c, layer, h, side) / shape.num_kv_heads;
-          summary.damage_after +=
-              RotationDamage(c, layer, h, side, fit->rotation, ratio) / shape.num_kv_heads;
+          summary.AddHead(HadamardDamage(c, layer, h, side),
+                          RotationDamage(c, layer, h, side, fit->rotation, ratio));
         }
       }
       RETURN_IF_ERROR((key ? out.keys : out.values).SetLayer(layer, groups, matrices));
     }
   }
   return out;
+}
+
+void SideSummary::AddHead(double before, double after) {
+  head_before.push_back(before);
+  head_after.push_back(after);
+  const auto mean = [](const std::vector<double>& v) {
+    double sum = 0;
+    for (const double x : v) sum += x;
+    return sum / static_cast<double>(v.size());
+  };
+  damage_before = mean(head_before);
+  damage_after = mean(head_after);
 }
 
 std::string FormatSummary(const std::vector<LayerSummary>& layers, int head_dim) {

@@ -58,7 +58,9 @@ struct SideSummary {
   double error = 0;      // max |M^T M - I|, or max |A A^-1 - I|
   double condition = 0;  // of the transform (1 for a rotation)
   Spectrum spectrum;     // of the covariance fitted (the worst head's rank and condition)
-  double damage_before = 0, damage_after = 0;  // Hadamard and this fit, on the sample
+  double damage_before = 0, damage_after = 0;   // Hadamard and this fit, on the sample
+  std::vector<double> head_before, head_after;  // of each kv head; those above are their means
+  void AddHead(double before, double after);
 };
 struct LayerSummary {
   SideSummary sides[2];  // K, V

@@ -18,7 +18,11 @@ namespace oscarkv {
 namespace {
 
 constexpr int kChunk = 512;
-constexpr int kHiddenNumbers = 5;
+// Questions about one text.
+constexpr struct {
+  const char* task;
+  int questions;
+} kTasks[] = {{"multi", 5}, {"single", 1}, {"copy", 8}};
 using Tokens = std::vector<int32_t>;
 
 struct Treatment {
@@ -60,22 +64,34 @@ class Evaluator {
       ASSIGN_OR_RETURN(windows, MakePrompts(texts, tokenizer_, plan));
     }
     // Work grows with a prompt's length, here in units of a window.
+    const auto tasks = static_cast<double>(options_.needle_tasks.size());
     for (const int length : options_.needle_lengths)
-      work_ += static_cast<double>(options_.needles) * length / options_.window_tokens;
+      work_ += tasks * static_cast<double>(options_.needles) * length / options_.window_tokens;
     work_ += static_cast<double>(windows.size());
     ASSIGN_OR_RETURN(output_gram_, OutputGrams(options_.model_dir, config_));
     for (size_t i = 0; i < windows.size(); ++i) {
       RETURN_IF_ERROR(RunWindow(windows[i], i == 0));
+      if (options_.greedy_tokens > 0) RETURN_IF_ERROR(RunGreedy(windows[i]));
       Progress(1);
     }
-    for (const int length : options_.needle_lengths) RETURN_IF_ERROR(RunNeedles(texts, length));
+    for (const std::string& task : options_.needle_tasks) {
+      for (const int length : options_.needle_lengths)
+        RETURN_IF_ERROR(RunNeedles(texts, task, length));
+    }
     EvalReport report;
+    report.greedy_tokens = options_.greedy_tokens;
     report.positions = positions_;
     for (Treatment& t : treatments_) report.treatments.push_back(std::move(t.result));
     return report;
   }
 
  private:
+  // A question with its answer behind it.
+  struct Question {
+    Tokens tokens;
+    int asked = 0;  // where the answer starts
+  };
+
   absl::Status Load() {
     std::vector<std::string> names = {"bf16"};
     names.insert(names.end(), options_.treatments.begin(), options_.treatments.end());
@@ -89,9 +105,9 @@ class Evaluator {
       t.result.name = name;
       t.result.codec = codec.Describe();
       if (codec.profile() != Profile::kBf16) {
-        const kernels::KvShape s = config_.kv_shape();
-        t.result.bits = 8.0 * static_cast<double>(kernels::PageHeadBytes(s.head_dim)) /
-                        (2.0 * kernels::kPageTokens * s.head_dim);
+        const kernels::KvShape& s = codec.shape();
+        t.result.bits = 8.0 * static_cast<double>(s.PageLayerBytes()) /
+                        (2.0 * kernels::kPageTokens * s.num_kv_heads * s.head_dim);
       }
       TransformerOptions model_options;
       model_options.compute = options_.compute;
@@ -265,41 +281,110 @@ class Evaluator {
     return sum;
   }
 
-  absl::Status RunNeedles(const std::vector<Text>& texts, int length) {
-    std::string book;
-    for (const Text& text : texts) book += text.content;
+  // bf16's greedy continuation of a prompt, by decoding.
+  absl::StatusOr<Tokens> Continue(const Treatment& t, const Tokens& prompt) const {
+    const int n = static_cast<int>(prompt.size()), end = n + options_.greedy_tokens;
+    if (end > config_.max_position_embeddings) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "windows of ", n, " tokens and greedy continuations of ", options_.greedy_tokens,
+          " exceed the model's context of ", config_.max_position_embeddings));
+    }
+    LocalSequence sequence(*t.model, end);
+    std::vector<float> logits;
+    for (int start = 0; start < n; start += kChunk) {
+      PrefillChunk chunk;
+      chunk.want_logits = start + kChunk >= n;
+      ASSIGN_OR_RETURN(
+          PrefillOutput out,
+          sequence.Prefill(*t.model, absl::MakeConstSpan(prompt).subspan(start, kChunk), start,
+                           std::move(chunk)));
+      logits = std::move(out.logits);
+    }
+    Tokens tokens = prompt;
+    while (true) {
+      tokens.push_back(Argmax(logits.data(), config_.vocab_size));
+      if (static_cast<int>(tokens.size()) == end) return tokens;
+      const int position = static_cast<int>(tokens.size()) - 1;
+      RETURN_IF_ERROR(sequence.EnsureSlots(position, position + 1));
+      const DecodeInput input{tokens.back(), position, &sequence.kv()};
+      RETURN_IF_ERROR(t.model->DecodeStep(absl::MakeConstSpan(&input, 1), &logits));
+    }
+  }
+
+  // Up to its first other token a treatment's own continuation is bf16's: so it is enough to ask
+  // for its choices along that.
+  absl::Status RunGreedy(const Tokens& window) {
+    ASSIGN_OR_RETURN(const Tokens tokens, Continue(treatments_[0], window));
+    const int n = static_cast<int>(window.size()), size = static_cast<int>(tokens.size());
+    for (Treatment& t : treatments_) {
+      LocalSequence sequence(*t.model, size);
+      int first = size;  // position of the first token that is not chosen
+      for (int start = 0; start < size; start += kChunk) {
+        PrefillChunk chunk;
+        if (start + kChunk >= n) {
+          chunk.logits_from = std::max(0, n - 1 - start);
+          chunk.on_logits = [&](int row, const float* logits) {
+            const int next = start + row + 1;
+            if (next < n || next >= size) return;
+            if (Argmax(logits, config_.vocab_size) != tokens[next]) first = std::min(first, next);
+          };
+        }
+        RETURN_IF_ERROR(PrefillTreatment(t.setup, t.model.get(), &sequence,
+                                         absl::MakeConstSpan(tokens).subspan(start, kChunk), start,
+                                         chunk));
+      }
+      t.result.greedy.push_back(first - n);
+    }
+    return absl::OkStatus();
+  }
+
+  // Questions about one text of a task, with their answers.
+  absl::StatusOr<std::vector<Question>> Questions(const std::string& book, const std::string& task,
+                                                  int length, int n, uint64_t seed) const {
     const auto count = [&](const std::string& text) -> absl::StatusOr<size_t> {
       ASSIGN_OR_RETURN(const Tokens ids, tokenizer_.Encode(text));
       return ids.size();
     };
-    for (int first = 0; first < options_.needles; first += kHiddenNumbers) {
+    const bool copy = task == "copy";
+    ASSIGN_OR_RETURN(const NeedleText text,
+                     copy ? BuildCopyText(book, length - 16, n, seed, count)
+                          : BuildNeedleText(book, length - 16, n, seed, count));
+    std::vector<Question> questions;
+    for (int i = 0; i < n; ++i) {
+      Question q;
+      ASSIGN_OR_RETURN(q.tokens, tokenizer_.Encode(copy ? CopyPrompt(text, i)
+                                                        : NeedlePrompt(text, text.needles[i])));
+      q.asked = static_cast<int>(q.tokens.size());
+      ASSIGN_OR_RETURN(const Tokens answer,
+                       tokenizer_.Encode(absl::StrCat(" ", text.needles[i].number)));
+      q.tokens.insert(q.tokens.end(), answer.begin(), answer.end());
+      questions.push_back(std::move(q));
+    }
+    return questions;
+  }
+
+  absl::Status RunNeedles(const std::vector<Text>& texts, const std::string& task, int length) {
+    const auto known = std::find_if(std::begin(kTasks), std::end(kTasks),
+                                    [&](const auto& t) { return task == t.task; });
+    if (known == std::end(kTasks)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("task \"", task, "\", known are multi, single and copy"));
+    }
+    std::string book;
+    for (const Text& text : texts) book += text.content;
+    for (int first = 0; first < options_.needles; first += known->questions) {
       const uint64_t seed = options_.seed * 1000003 + static_cast<uint64_t>(length) * 1000 + first;
-      ASSIGN_OR_RETURN(const NeedleText text,
-                       BuildNeedleText(book, length - 16, kHiddenNumbers, seed, count));
-      std::vector<Question> questions;
-      for (int i = 0; i < std::min(kHiddenNumbers, options_.needles - first); ++i) {
-        Question q;
-        ASSIGN_OR_RETURN(q.tokens, tokenizer_.Encode(NeedlePrompt(text, text.needles[i])));
-        q.asked = static_cast<int>(q.tokens.size());
-        ASSIGN_OR_RETURN(const Tokens answer,
-                         tokenizer_.Encode(absl::StrCat(" ", text.needles[i].number)));
-        q.tokens.insert(q.tokens.end(), answer.begin(), answer.end());
-        questions.push_back(std::move(q));
-      }
+      ASSIGN_OR_RETURN(std::vector<Question> questions,
+                       Questions(book, task, length, known->questions, seed));
+      questions.resize(std::min<size_t>(questions.size(), options_.needles - first));
       for (Treatment& t : treatments_) {
         ASSIGN_OR_RETURN(std::vector<int> right, Answers(t, questions));
-        t.result.needles.push_back({length, std::move(right)});
+        t.result.needles.push_back({length, std::move(right), task});
       }
       Progress(static_cast<double>(length * questions.size()) / options_.window_tokens);
     }
     return absl::OkStatus();
   }
-
-  // A question with its answer behind it.
-  struct Question {
-    Tokens tokens;
-    int asked = 0;  // where the answer starts
-  };
 
   // Whole blocks that the tokens of all questions begin with.
   static int SharedTokens(const std::vector<Question>& questions) {

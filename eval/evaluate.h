@@ -23,9 +23,16 @@ struct EvalOptions {
   int windows = 6;  // of window_tokens each, chosen by the seed; 0: all of the texts; -1: none
   int window_tokens = 4096;
   int first_position = 600;  // positions before it are not counted
-  // Texts with five numbers hidden in each, all of which are asked for.
+  // What is asked about texts with numbers in them, by names:
+  //   multi   five numbers are hidden in a text, and each is asked for: four distract
+  //   single  one number is hidden
+  //   copy    a list of eight words with numbers, then text, then the list again, line by line
+  std::vector<std::string> needle_tasks = {"multi"};
   std::vector<int> needle_lengths;
-  int needles = 0;  // questions of each length
+  int needles = 0;  // questions of each task and length
+  // Tokens to continue each window by greedily, under bf16; the treatments are asked where they
+  // would leave it. 0: not measured.
+  int greedy_tokens = 0;
   uint64_t seed = 1;
   kernels::Compute compute = kernels::Compute::kBf16;
   int threads = 1;

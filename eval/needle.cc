@@ -76,51 +76,99 @@ std::string Hide(absl::string_view excerpt, const std::vector<Needle>& needles, 
   return out;
 }
 
-}  // namespace
+std::string List(const std::vector<Needle>& needles) {
+  std::string out;
+  for (const Needle& n : needles) absl::StrAppend(&out, n.word, ": ", n.number, "\n");
+  return out;
+}
 
-absl::StatusOr<NeedleText> BuildNeedleText(absl::string_view book, size_t tokens, int num_needles,
-                                           uint64_t seed, const TokenCounter& count) {
-  if (num_needles < 1 || num_needles > static_cast<int>(std::size(kWords))) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("number of needles is ", num_needles, ": expected 1..", std::size(kWords)));
-  }
-  uint64_t rng = seed * 0x2545f4914f6cdd1dULL + 1;
-  const std::vector<Needle> needles = MakeNeedles(num_needles, &rng);
+// Makes a text out of an excerpt of a book, and says what comes behind it at most.
+struct Frame {
+  std::function<std::string(absl::string_view excerpt)> text;
+  std::string behind;
+};
+
+// The longest excerpt of the book, from a seeded sentence of its first half on, that comes to at
+// most `tokens` tokens within its frame.
+absl::StatusOr<std::string> FitExcerpt(absl::string_view book, size_t tokens, uint64_t* rng,
+                                       const std::function<Frame(uint64_t rng)>& make_frame,
+                                       const TokenCounter& count) {
   // Begin at a seeded sentence in the first half, if the book is long enough for that.
   const std::vector<size_t> ends = SentenceEnds(book);
   const size_t wanted_bytes = tokens * 4;
   size_t begin = 0;
   if (book.size() > wanted_bytes && !ends.empty()) {
     const size_t limit = std::min(book.size() - wanted_bytes, book.size() / 2);
-    const size_t at = Next(&rng) % std::max<size_t>(1, limit);
+    const size_t at = Next(rng) % std::max<size_t>(1, limit);
     begin = *std::lower_bound(ends.begin(), ends.end() - 1, at) + 1;
   }
   const absl::string_view rest = book.substr(begin);
-  // The longest excerpt that fits, by bisection on its bytes.
+  const Frame frame = make_frame(*rng);
+  // By bisection on its bytes.
   size_t low = 0, high = std::min(rest.size(), tokens * 8);
-  NeedleText best;
-  best.needles = needles;
+  std::string best;
   while (low < high) {
     const size_t mid = (low + high + 1) / 2;
     size_t cut = mid;  // at a character's border
     while (cut > 0 &&
            (static_cast<unsigned char>(rest[std::min(cut, rest.size() - 1)]) & 0xc0) == 0x80)
       --cut;
-    std::string text = Hide(rest.substr(0, cut), needles, rng);
-    ASSIGN_OR_RETURN(const size_t n, count(absl::StrCat(text, Question(needles.back()))));
+    std::string text = frame.text(rest.substr(0, cut));
+    ASSIGN_OR_RETURN(const size_t n, count(absl::StrCat(text, frame.behind)));
     if (n <= tokens) {
-      best.text = std::move(text);
+      best = std::move(text);
       low = mid;
       if (n + 8 >= tokens) break;
     } else {
       high = mid - 1;
     }
   }
-  if (best.text.empty() || (low >= rest.size() && rest.size() < tokens * 2)) {
+  if (best.empty() || (low >= rest.size() && rest.size() < tokens * 2)) {
     return absl::InvalidArgumentError(absl::StrCat(
         "the text of ", book.size(), " bytes is too short for a prompt of ", tokens, " tokens"));
   }
   return best;
+}
+
+absl::StatusOr<NeedleText> Build(absl::string_view book, size_t tokens, int num_needles,
+                                 uint64_t seed, const TokenCounter& count, bool copy) {
+  if (num_needles < 1 || num_needles > static_cast<int>(std::size(kWords))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("number of needles is ", num_needles, ": expected 1..", std::size(kWords)));
+  }
+  uint64_t rng = seed * 0x2545f4914f6cdd1dULL + 1;
+  NeedleText out;
+  out.needles = MakeNeedles(num_needles, &rng);
+  const auto frame = [&](uint64_t places) -> Frame {
+    if (!copy) {
+      return {[&, places](absl::string_view excerpt) { return Hide(excerpt, out.needles, places); },
+              Question(out.needles.back())};
+    }
+    return {[&](absl::string_view excerpt) {
+              return absl::StrCat("A list of words with their numbers:\n", List(out.needles), "\n",
+                                  excerpt, "\n\nThe list of words with their numbers again:\n");
+            },
+            List(out.needles)};
+  };
+  ASSIGN_OR_RETURN(out.text, FitExcerpt(book, tokens, &rng, frame, count));
+  return out;
+}
+
+}  // namespace
+
+absl::StatusOr<NeedleText> BuildNeedleText(absl::string_view book, size_t tokens, int num_needles,
+                                           uint64_t seed, const TokenCounter& count) {
+  return Build(book, tokens, num_needles, seed, count, /*copy=*/false);
+}
+
+absl::StatusOr<NeedleText> BuildCopyText(absl::string_view book, size_t tokens, int pairs,
+                                         uint64_t seed, const TokenCounter& count) {
+  return Build(book, tokens, pairs, seed, count, /*copy=*/true);
+}
+
+std::string CopyPrompt(const NeedleText& text, int line) {
+  const auto end = text.needles.begin() + line;
+  return absl::StrCat(text.text, List({text.needles.begin(), end}), end->word, ":");
 }
 
 std::string NeedlePrompt(const NeedleText& text, const Needle& needle) {

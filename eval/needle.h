@@ -34,6 +34,14 @@ absl::StatusOr<NeedleText> BuildNeedleText(absl::string_view book, size_t tokens
 // `text` with the question for one of its words; the model continues with " <number>".
 std::string NeedlePrompt(const NeedleText& text, const Needle& needle);
 
+// Copying: a list "word: number" of `pairs` lines, an excerpt of `book`, and the list once more
+// from its beginning; needles are the lines in order. To be read by CopyPrompt. Errors as above.
+absl::StatusOr<NeedleText> BuildCopyText(absl::string_view book, size_t tokens, int pairs,
+                                         uint64_t seed, const TokenCounter& count);
+// `text` with the lines of the second list before `line`, and that one's word; the model continues
+// with " <number>".
+std::string CopyPrompt(const NeedleText& text, int line);
+
 // True when the answer begins with the number.
 bool NeedleAnswered(const Needle& needle, absl::string_view answer);
 

@@ -31,16 +31,23 @@ double HalfWidth(const std::vector<double>& v) {
 struct Count {
   int right = 0, prompts = 0;
 };
-// By length.
-std::map<int, Count> Counts(const std::vector<NeedleScore>& scores) {
-  std::map<int, Count> counts;
+// By task and length.
+using Counts = std::map<std::pair<std::string, int>, Count>;
+Counts CountsOf(const std::vector<NeedleScore>& scores) {
+  Counts counts;
   for (const NeedleScore& s : scores) {
+    Count& count = counts[{s.task, s.length}];
     for (const int right : s.right) {
-      counts[s.length].right += right;
-      ++counts[s.length].prompts;
+      count.right += right;
+      ++count.prompts;
     }
   }
   return counts;
+}
+
+// What a column of a task is called.
+std::string TaskName(const std::string& task) {
+  return task == "multi" ? "needles" : task == "single" ? "single needles" : "copies";
 }
 
 std::string Share(const Count& c) {
@@ -55,7 +62,7 @@ void AppendRule(int columns, std::string* out) {
 
 std::string Figures(const EvalReport& r) {
   const bool windows = !r.treatments[0].divergence.window_nll.empty();
-  const std::map<int, Count> lengths = Counts(r.treatments[0].needles);
+  const Counts lengths = CountsOf(r.treatments[0].needles);
   std::string out = absl::StrFormat("%d positions of %d windows\n| treatment | bits |", r.positions,
                                     static_cast<int>(r.treatments[0].divergence.window_nll.size()));
   int columns = 2;
@@ -63,12 +70,12 @@ std::string Figures(const EvalReport& r) {
     absl::StrAppend(&out, " perplexity | KL to bf16 | KL p99 | top-1 |");
     columns += 4;
   }
-  for (const auto& [length, unused] : lengths) {
-    absl::StrAppendFormat(&out, " needles at %d |", length);
+  for (const auto& [key, unused] : lengths) {
+    absl::StrAppendFormat(&out, " %s at %d |", TaskName(key.first), key.second);
     ++columns;
   }
   if (lengths.size() > 1) {
-    absl::StrAppend(&out, " all needles |");
+    absl::StrAppend(&out, " all questions |");
     ++columns;
   }
   AppendRule(columns, &out);
@@ -81,7 +88,7 @@ std::string Figures(const EvalReport& r) {
                             Mean(d.window_p99), Mean(d.window_top1));
     }
     Count all;
-    for (const auto& [length, count] : Counts(t.needles)) {
+    for (const auto& [key, count] : CountsOf(t.needles)) {
       absl::StrAppend(&out, Share(count));
       all.right += count.right;
       all.prompts += count.prompts;
@@ -122,6 +129,39 @@ std::string Differences(const EvalReport& r) {
     } else {
       absl::StrAppend(&out, " - | - |");
     }
+  }
+  return out + "\n";
+}
+
+double Median(std::vector<double> v) {
+  std::sort(v.begin(), v.end());
+  const size_t n = v.size();
+  return n == 0 ? 0 : (v[(n - 1) / 2] + v[n / 2]) / 2;
+}
+
+std::string Greedy(const EvalReport& r) {
+  const int n = static_cast<int>(r.treatments[0].greedy.size());
+  if (n == 0) return "";
+  std::string out = absl::StrFormat(
+      "\nGreedy decoding of %d tokens behind %d windows: tokens before the first that is not "
+      "bf16's (95 %% intervals by bootstrap over windows)\n| treatment | median | mean | never "
+      "another |",
+      r.greedy_tokens, n);
+  AppendRule(4, &out);
+  for (const TreatmentResult& t : r.treatments) {
+    const std::vector<double>& g = t.greedy;
+    const auto drawn = [&](const std::vector<int>& units) {
+      std::vector<double> v;
+      for (const int u : units) v.push_back(g[u]);
+      return v;
+    };
+    const Interval median =
+        BootstrapInterval(n, [&](const std::vector<int>& units) { return Median(drawn(units)); });
+    const Interval mean =
+        BootstrapInterval(n, [&](const std::vector<int>& units) { return Mean(drawn(units)); });
+    absl::StrAppendFormat(&out, "\n| %s | %.1f (%.1f to %.1f) | %.1f (%.1f to %.1f) | %d of %d |",
+                          t.name, Median(g), median.low, median.high, Mean(g), mean.low, mean.high,
+                          static_cast<int>(std::count(g.begin(), g.end(), r.greedy_tokens)), n);
   }
   return out + "\n";
 }
@@ -196,7 +236,7 @@ PairedComparison Compare(const TreatmentResult& bf16, const TreatmentResult& bas
 }
 
 std::string EvalReport::ToTable() const {
-  return absl::StrCat(Figures(*this), Differences(*this), Layers(*this));
+  return absl::StrCat(Figures(*this), Differences(*this), Greedy(*this), Layers(*this));
 }
 
 absl::Status EvalReport::Add(const EvalReport& other) {
@@ -210,6 +250,10 @@ absl::Status EvalReport::Add(const EvalReport& other) {
     return absl::InvalidArgumentError(
         absl::StrCat("it holds treatments ", names(other), ", expected ", names(*this)));
   }
+  if (greedy_tokens != other.greedy_tokens) {
+    return absl::InvalidArgumentError(absl::StrCat("its continuations have ", other.greedy_tokens,
+                                                   " tokens, expected ", greedy_tokens));
+  }
   positions += other.positions;
   for (size_t i = 0; i < treatments.size(); ++i) {
     TreatmentResult& to = treatments[i];
@@ -219,6 +263,7 @@ absl::Status EvalReport::Add(const EvalReport& other) {
       const std::vector<double>& more = from.divergence.*field;
       (to.divergence.*field).insert((to.divergence.*field).end(), more.begin(), more.end());
     }
+    to.greedy.insert(to.greedy.end(), from.greedy.begin(), from.greedy.end());
     to.needles.insert(to.needles.end(), from.needles.begin(), from.needles.end());
     if (to.layers.empty()) to.layers = from.layers;
     if (to.codec.empty()) to.codec = from.codec;

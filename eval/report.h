@@ -17,8 +17,9 @@ struct Divergence {
 };
 // The questions about one text with hidden numbers; the same ones for every treatment.
 struct NeedleScore {
-  int length = 0;          // tokens
-  std::vector<int> right;  // per question: 1 or 0
+  int length = 0;              // tokens
+  std::vector<int> right;      // per question: 1 or 0
+  std::string task = "multi";  // multi, single, copy (evaluate.h)
 };
 // Root mean squares over the coded rows of the first window.
 struct LayerDamage {
@@ -30,15 +31,19 @@ struct TreatmentResult {
   double bits = 16;         // per element of a coded block
   Divergence divergence;
   std::vector<NeedleScore> needles;
+  // Tokens of bf16's greedy continuation of each window before the first that this treatment would
+  // not choose; all of them where there is none.
+  std::vector<double> greedy;
   std::vector<LayerDamage> layers;  // empty for bf16 and for paths without pages
 };
 
 struct EvalReport {
   int positions = 0;
+  int greedy_tokens = 0;                    // of a continuation
   std::vector<TreatmentResult> treatments;  // bf16 first
 
-  // Three tables: figures, differences from treatment oscar (or the first one behind bf16) on the
-  // same windows and prompts, and errors per layer.
+  // Tables: figures, differences from treatment oscar (or the first one behind bf16) on the same
+  // windows and prompts, greedy continuations, and errors per layer.
   std::string ToTable() const;
   std::string ToJson() const;
   // kInvalidArgument: not what ToJson writes.

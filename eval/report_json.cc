@@ -46,8 +46,13 @@ absl::StatusOr<std::vector<NeedleScore>> Needles(const Json& item) {
     if (!n.is_object() || !n.contains("length") || !n["length"].is_number_unsigned())
       return Wrong("a text with needles has no length");
     ASSIGN_OR_RETURN(const std::vector<double> right, Numbers(n, "right"));
-    NeedleScore score{static_cast<int>(std::min<uint64_t>(n["length"].get<uint64_t>(), 1 << 30)),
-                      {}};
+    NeedleScore score;
+    score.length = static_cast<int>(std::min<uint64_t>(n["length"].get<uint64_t>(), 1 << 30));
+    if (const auto task = n.find("task"); task != n.end()) {  // older reports have none
+      if (*task != "multi" && *task != "single" && *task != "copy")
+        return Wrong("a text's task is none of multi, single and copy");
+      score.task = task->get<std::string>();
+    }
     for (const double r : right) {
       if (r != 0 && r != 1) return Wrong("right holds other numbers than 0 and 1");
       score.right.push_back(static_cast<int>(r));
@@ -71,6 +76,9 @@ absl::StatusOr<TreatmentResult> Treatment(const Json& item) {
     ASSIGN_OR_RETURN(t.divergence.*f.field, Numbers(item, f.name));
   }
   ASSIGN_OR_RETURN(t.needles, Needles(item));
+  if (item.contains("greedy")) {  // older reports have none
+    ASSIGN_OR_RETURN(t.greedy, Numbers(item, "greedy"));
+  }
   ASSIGN_OR_RETURN(const std::vector<double> score, Numbers(item, "layer_score_error"));
   ASSIGN_OR_RETURN(const std::vector<double> value, Numbers(item, "layer_value_error"));
   if (score.size() != value.size()) return Wrong("the lists of layers differ in length");
@@ -84,9 +92,12 @@ absl::Status CheckPaired(const TreatmentResult& first, const TreatmentResult& t)
     if ((t.divergence.*f.field).size() != first.divergence.window_nll.size())
       return Wrong(absl::StrCat("the treatments differ in the length of ", f.name));
   }
+  if (t.greedy.size() != first.greedy.size())
+    return Wrong("the treatments differ in the length of greedy");
   bool same = t.needles.size() == first.needles.size();
   for (size_t i = 0; same && i < t.needles.size(); ++i) {
     same = t.needles[i].length == first.needles[i].length &&
+           t.needles[i].task == first.needles[i].task &&
            t.needles[i].right.size() == first.needles[i].right.size();
   }
   return same ? absl::OkStatus() : Wrong("the treatments differ in their needles");
@@ -95,17 +106,19 @@ absl::Status CheckPaired(const TreatmentResult& first, const TreatmentResult& t)
 }  // namespace
 
 std::string EvalReport::ToJson() const {
-  Json json = {{"positions", positions}, {"treatments", Json::array()}};
+  Json json = {
+      {"positions", positions}, {"greedy_tokens", greedy_tokens}, {"treatments", Json::array()}};
   for (const TreatmentResult& t : treatments) {
     Json item = {{"name", t.name},
                  {"codec", t.codec},
                  {"bits", t.bits},
                  {"needles", Json::array()},
+                 {"greedy", t.greedy},
                  {"layer_score_error", Json::array()},
                  {"layer_value_error", Json::array()}};
     for (const auto& f : kWindowFields) item[f.name] = t.divergence.*f.field;
     for (const NeedleScore& n : t.needles)
-      item["needles"].push_back({{"length", n.length}, {"right", n.right}});
+      item["needles"].push_back({{"length", n.length}, {"right", n.right}, {"task", n.task}});
     for (const LayerDamage& l : t.layers) {
       item["layer_score_error"].push_back(l.score);
       item["layer_value_error"].push_back(l.value);
@@ -126,6 +139,10 @@ absl::StatusOr<EvalReport> EvalReport::FromJson(absl::string_view text) {
   EvalReport report;
   report.positions =
       static_cast<int>(std::min<uint64_t>(json["positions"].get<uint64_t>(), 1 << 30));
+  if (const auto n = json.find("greedy_tokens"); n != json.end()) {
+    if (!n->is_number_unsigned()) return Wrong("greedy_tokens is no number of tokens");
+    report.greedy_tokens = static_cast<int>(std::min<uint64_t>(n->get<uint64_t>(), 1 << 30));
+  }
   for (const Json& item : items) {
     ASSIGN_OR_RETURN(TreatmentResult t, Treatment(item));
     report.treatments.push_back(std::move(t));

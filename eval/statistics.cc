@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <vector>
 
@@ -37,6 +38,27 @@ Interval JackknifeInterval(int n, const std::function<double(int left_out)>& sta
   for (const double v : without) squares += (v - mean) * (v - mean);
   const double half = StudentQuantile(n - 1) * std::sqrt(squares * (n - 1) / n);
   return {all - half, all + half};
+}
+
+Interval BootstrapInterval(int n,
+                           const std::function<double(const std::vector<int>& units)>& statistic) {
+  constexpr int kResamples = 2000;
+  const double unknown = std::numeric_limits<double>::infinity();
+  if (n < 2) return {-unknown, unknown};
+  std::vector<double> figures(kResamples);
+  std::vector<int> units(n);
+  uint64_t state = 0x9e3779b97f4a7c15ULL;
+  for (double& figure : figures) {
+    for (int& unit : units) {
+      state ^= state << 13;  // xorshift64
+      state ^= state >> 7;
+      state ^= state << 17;
+      unit = static_cast<int>((state >> 11) % static_cast<uint64_t>(n));
+    }
+    figure = statistic(units);
+  }
+  std::sort(figures.begin(), figures.end());
+  return {figures[kResamples / 40], figures[kResamples - 1 - kResamples / 40]};
 }
 
 }  // namespace oscarkv

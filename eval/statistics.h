@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <vector>
 
 namespace oscarkv {
 
@@ -18,6 +19,12 @@ Interval WilsonInterval(int right, int n);
 // and of shares over units of several prompts it takes the units as what was drawn. n < 2: the
 // figure and no width known, +-Inf.
 Interval JackknifeInterval(int n, const std::function<double(int left_out)>& statistic);
+
+// The percentile bootstrap, for figures that are no means (medians): `statistic(units)` is the
+// figure of the units named, which are drawn anew from 0..n-1 with replacement, 2000 times, by a
+// generator with a fixed seed. n < 2: as above.
+Interval BootstrapInterval(int n,
+                           const std::function<double(const std::vector<int>& units)>& statistic);
 
 // The 97.5 % quantile of Student's distribution; `degrees` >= 1.
 double StudentQuantile(int degrees);

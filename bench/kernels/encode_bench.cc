@@ -105,10 +105,33 @@ void Report(int d) {
   std::printf("  floors: fp32 products     %8.0f   memcpy %.0f\n", mb / gemm, mb / copying);
 }
 
+// Every encoder once over the same rows, for callgrind: the inclusive counts of EncodePageHead and
+// EncodePageHeadShaped are those of 64 page-heads with transform, and of 64 with two sweeps.
+void Once(int d) {
+  const std::vector<Bf16> rows(kPages * kPageTokens * d, ToBf16(0.5f));
+  const std::vector<float> transform(d * d, 0.09f);
+  std::vector<uint8_t> pages(kPages * PageHeadBytes(d));
+  EncodeArgs args;
+  args.head_dim = d;
+  args.row_stride = d;
+  args.transform = transform.data();
+  args.clip_ratio = 0.96f;
+  for (int p = 0; p < kPages; ++p) {
+    args.rows = rows.data() + p * kPageTokens * d;
+    args.page_head = pages.data() + p * PageHeadBytes(d);
+    EncodePageHead(Backend::kCpu, args, nullptr);
+  }
+  EncodeShaped(d, rows, 2, &pages);
+}
+
 }  // namespace
 }  // namespace oscarkv::kernels
 
-int main() {
+int main(int argc, char** argv) {
+  if (argc == 2 && std::strcmp(argv[1], "--once") == 0) {
+    oscarkv::kernels::Once(128);
+    return 0;
+  }
   oscarkv::kernels::SetGemmThreads(1);
   oscarkv::kernels::Report(128);
   oscarkv::kernels::Report(64);

@@ -42,6 +42,21 @@ TEST(StatisticsTest, JackknifeOfAMean) {
   EXPECT_TRUE(std::isinf(JackknifeInterval(1, mean).high));
 }
 
+TEST(StatisticsTest, Bootstrap) {
+  // Of a mean, nearly the normal interval: 49.5 +- 1.96 * 28.87 / 10.
+  const Interval mean = BootstrapInterval(100, [](const std::vector<int>& units) {
+    double sum = 0;
+    for (const int u : units) sum += u;
+    return sum / static_cast<double>(units.size());
+  });
+  EXPECT_NEAR(mean.low, 49.5 - 5.66, 0.6);
+  EXPECT_NEAR(mean.high, 49.5 + 5.66, 0.6);
+  const auto constant = [](const std::vector<int>&) { return 3.0; };
+  EXPECT_EQ(BootstrapInterval(7, constant).low, 3);
+  EXPECT_EQ(BootstrapInterval(7, constant).high, 3);
+  EXPECT_TRUE(std::isinf(BootstrapInterval(1, constant).high));
+}
+
 EvalReport Report() {
   EvalReport r;
   r.positions = 30;
@@ -79,7 +94,7 @@ TEST(ReportTest, Compare) {
 TEST(ReportTest, Tables) {
   const std::string table = Report().ToTable();
   EXPECT_THAT(table, HasSubstr("| treatment | bits | perplexity | KL to bf16 | KL p99 | top-1 | "
-                               "needles at 2048 | needles at 4096 | all needles |"));
+                               "needles at 2048 | needles at 4096 | all questions |"));
   EXPECT_THAT(table, HasSubstr("2 of 3"));
   EXPECT_THAT(table, HasSubstr("| shaped | 0.500 (0.500 to 0.500) |"));
   EXPECT_THAT(table, HasSubstr("2 / 1 of 6 | +0.1667"));
@@ -87,6 +102,31 @@ TEST(ReportTest, Tables) {
   EvalReport needles_only = Report();
   for (TreatmentResult& t : needles_only.treatments) t.divergence = {};
   EXPECT_THAT(needles_only.ToTable(), Not(HasSubstr("perplexity |")));
+}
+
+TEST(ReportTest, TasksAndGreedyContinuations) {
+  EvalReport r = Report();
+  EXPECT_THAT(r.ToTable(), Not(HasSubstr("Greedy")));
+  r.greedy_tokens = 50;
+  for (TreatmentResult& t : r.treatments) {
+    t.needles.push_back({2048, {1}, "single"});
+    t.needles.push_back({2048, {0, 1}, "copy"});
+    t.greedy = {50, 20, t.name == "oscar" ? 4.0 : 30};
+  }
+  const std::string table = r.ToTable();
+  EXPECT_THAT(table, HasSubstr("copies at 2048 | needles at 2048 | needles at 4096 | "
+                               "single needles at 2048 | all questions |"));
+  EXPECT_THAT(table, HasSubstr("| oscar | 20.0 (4.0 to 50.0) | 24.7 ("));
+  EXPECT_THAT(table, HasSubstr(") | 1 of 3 |"));
+  const std::string json = r.ToJson();
+  auto again = EvalReport::FromJson(json);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(again->ToTable(), table);
+  EXPECT_EQ(again->ToJson(), json);
+  ASSERT_TRUE(again->Add(r).ok());
+  EXPECT_EQ(again->treatments[1].greedy.size(), 6u);
+  again->greedy_tokens = 9;
+  EXPECT_THAT(std::string(again->Add(r).message()), HasSubstr("50 tokens, expected 9"));
 }
 
 TEST(ReportTest, JsonRefused) {
@@ -101,6 +141,8 @@ TEST(ReportTest, JsonRefused) {
   EXPECT_THAT(broken("\"window_nll\"", "\"window\""), HasSubstr("lacks the list window_nll"));
   EXPECT_THAT(broken("\"length\": 2048", "\"length\": -2"), HasSubstr("no length"));
   EXPECT_THAT(broken("\"length\": 2048", "\"length\": 1024"), HasSubstr("differ in their needles"));
+  EXPECT_THAT(broken("\"task\": \"multi\"", "\"task\": \"many\""), HasSubstr("task is none of"));
+  EXPECT_THAT(broken("\"greedy\": []", "\"greedy\": [1]"), HasSubstr("length of greedy"));
   EXPECT_THAT(std::string(EvalReport::FromJson("{}").status().message()), HasSubstr("no report"));
   EXPECT_THAT(std::string(EvalReport::FromJson("[").status().message()), HasSubstr("no report"));
 }
