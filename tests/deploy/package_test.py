@@ -66,7 +66,7 @@ class Shipped(unittest.TestCase):
         self.assertEqual(self.complete("codec", ""), ["show", "convert"])
         self.assertEqual(self.complete("bench", ""), ["decode", "prefill"])
         self.assertEqual(self.complete("model", "check", "--gol"), ["--golden"])
-        self.assertEqual(self.complete("prefill", "--profile", ""), ["oscar", "shaped", "bf16"])
+        self.assertEqual(self.complete("prefill", "--profile", ""), ["oscar", "shaped", "shaped-sym", "bf16"])
         for command, rows in options().items():
             offered = self.complete(*command.split(), "--")
             self.assertLessEqual({f"--{o}" for o in rows}, set(offered), command)

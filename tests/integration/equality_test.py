@@ -44,10 +44,15 @@ class OscarEquality(ClusterTest):
     def test_token_for_token(self):
         for prompt in prompts():
             with self.subTest(tokens=len(prompt)):
-                want = tokens(local(prompt, "oscar", "--prefill-history", "canonical"))
+                want = tokens(local(prompt, self.options["profile"], "--prefill-history", "canonical"))
                 got = self.cluster.generate("", "--max-tokens", 40, "--ignore-eos", "--prompt-ids",
                                             ",".join(map(str, prompt)))
                 self.assertEqual(tokens(got), want)
+
+
+class ShapedSymEquality(OscarEquality):
+    """Pages of another size, without offset planes."""
+    options = dict(OscarEquality.options, profile="shaped-sym")
 
 
 class GrpcDataPath(ClusterTest):
