@@ -158,6 +158,15 @@ Figure RowsFigure(int layer, const ActivationStats& stats, const KvCodec& codec)
   return f;
 }
 
+// 1, 2 or 5 times a power of ten: at most five of it come up to `upper`.
+double TicStep(double upper) {
+  const double power = std::pow(10, std::floor(std::log10(upper / 5)));
+  for (const double step : {power, 2 * power, 5 * power}) {
+    if (step * 5 >= upper) return step;
+  }
+  return 10 * power;
+}
+
 struct Bars {
   std::string name, title;
   std::vector<double> value, half;  // per treatment
@@ -173,25 +182,29 @@ Figure DivergenceFigure(const EvalReport& r, const std::vector<Bars>& panels) {
   const size_t n = r.treatments.size() - 1;
   for (const Bars& p : panels) {
     std::string rows;
+    double upper = 1e-9;
+    const double largest = *std::max_element(p.value.begin(), p.value.end());
     for (size_t i = 0; i < n; ++i) {
       absl::StrAppendFormat(&rows, "%d %.6g %.6g \"%s\" %d\n", n - i, p.value[i], p.half[i],
                             absl::StrReplaceAll(r.treatments[i + 1].name, {{"\"", ""}}), i + 1);
+      // Few windows have wide intervals: those may leave the panel, which is there for the bars.
+      upper = std::max(upper, std::min(1.02 * (p.value[i] + p.half[i]), 1.5 * largest));
     }
     AppendData(p.name, rows, &f.script);
     absl::StrAppendFormat(
         &plots,
-        "set title %s\n%splot $%s using ($2/2):1:($2/2):(0.32):5%s with boxxyerror fs solid 0.75 "
+        "set title %s\nset xrange [0:%.6g]\nset xtics %.6g\n%splot $%s using "
+        "($2/2):1:($2/2):(0.32):5%s with boxxyerror fs solid 0.75 "
         "noborder lc variable notitle, $%s using 2:1:3 with xerrorbars pt 0 lw 1.5 lc rgb 'black' "
         "notitle\n",
-        Quoted(p.title), plots.empty() ? "" : "set format y ''\n", p.name,
+        Quoted(p.title), upper, TicStep(upper), plots.empty() ? "" : "set format y ''\n", p.name,
         plots.empty() ? ":ytic(4)" : "", p.name);
   }
   for (size_t i = 0; i < n; ++i)
     absl::StrAppendFormat(&f.script, "set linetype %d lc rgb '%s'\n", i + 1, Colour(i));
   f.height = 140 + 34 * static_cast<int>(n);
   absl::StrAppendFormat(&f.script,
-                        "set ytics scale 0\nset xrange [0:*]\nset yrange [0.4:%.1f]\n"
-                        ""
+                        "set ytics scale 0\nset yrange [0.4:%.1f]\n"
                         "set multiplot layout 1,%d margins 0.14,0.97,0.20,0.86 spacing 0.04\n%s",
                         static_cast<double>(n) + 0.6, panels.size(), plots);
   return f;
@@ -261,7 +274,7 @@ Figure NeedleFigure(const EvalReport& r, const std::string& task) {
   absl::StrAppendFormat(&f.script,
                         "set logscale x 2\nset xlabel 'tokens'\nset ylabel 'per cent right'\n"
                         "set xtics (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)\n"
-                        "set offsets graph 0.05, graph 0.05, graph 0.04, graph 0.04\n"
+                        "set offsets graph 0.05, graph 0.05, 0, graph 0.04\nset yrange [*:100.5]\n"
                         "set key outside right\nplot %s\n",
                         absl::StrJoin(plots, ", "));
   return f;

@@ -45,7 +45,8 @@ TEST(ProfileTest, Names) {
   EXPECT_EQ(*ParseProfile("oscar"), Profile::kOscar);
   EXPECT_EQ(ProfileName(Profile::kOscar), "oscar");
   EXPECT_EQ(ParseProfile("Oscar").status(),
-            absl::InvalidArgumentError("profile \"Oscar\", allowed are bf16, oscar and shaped"));
+            absl::InvalidArgumentError(
+                "profile \"Oscar\", allowed are bf16, oscar, shaped and shaped-sym"));
 }
 
 TEST(CodecTest, ReferenceModel) {

@@ -35,7 +35,9 @@ TEST(PagedAttentionTest, CpuMatchesRef) {
       for (Executor* executor : {static_cast<Executor*>(nullptr), static_cast<Executor*>(&many)}) {
         ASSERT_EQ(PagedAttention(Backend::kCpu, cache.Args(&out, &lse), executor),
                   KernelStatus::kOk);
-        EXPECT_LT(WorstRowError(out, expected, c.head_dim), 2e-4);
+        // Weights times V's scale are rounded, and a row of levels about zero is the shorter one
+        // in units of its scale.
+        EXPECT_LT(WorstRowError(out, expected, c.head_dim), c.offsets ? 2e-4 : 2.5e-4);
         for (size_t i = 0; i < lse.size(); ++i)
           EXPECT_NEAR(lse[i], expected_lse[i], 1e-4 * (1 + std::abs(expected_lse[i])));
       }
