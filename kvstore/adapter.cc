@@ -248,6 +248,7 @@ void ToProto(const kv::GetStartResponse& in, v1::GetStartResponse* out) {
     location->set_size(l.size);
     location->set_generation(l.generation);
     TableToProto(l.slices, location->mutable_slices());
+    location->set_extra_copies(l.extra_copies);
   }
 }
 absl::Status FromProto(const v1::GetStartResponse& in, kv::GetStartResponse* out) {
@@ -262,6 +263,7 @@ absl::Status FromProto(const v1::GetStartResponse& in, kv::GetStartResponse* out
     l.size = location.size();
     l.generation = location.generation();
     RETURN_IF_ERROR(TableFromProto(location.slices(), &l.slices));
+    l.extra_copies = location.extra_copies();
   }
   return absl::OkStatus();
 }

@@ -96,6 +96,7 @@ struct BlockLocation {
   uint64_t size = 0;
   uint64_t generation = 0;
   SliceTable slices;
+  uint32_t extra_copies = 0;
 };
 struct GetStartResponse {
   std::vector<absl::Status> statuses;

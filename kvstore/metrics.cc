@@ -23,6 +23,10 @@ KvNodeMetrics::KvNodeMetrics(MetricRegistry* r)
       quarantined(r->AddGauge(
           "oscarkv_kvstore_quarantined_bytes",
           "Memory of abandoned puts that rests because its writer may still write", {"node"})),
+      extra_bytes(r->AddGauge("oscarkv_kvstore_extra_bytes",
+                              "Bytes of extra copies that other nodes brought because these "
+                              "blocks are read much",
+                              {"node"})),
       pins(r->AddGauge("oscarkv_kvstore_pins", "Pins held by sessions", {"node"})),
       sessions(r->AddGauge("oscarkv_kvstore_sessions", "Open client sessions", {"node"})),
       tenant_used(r->AddGauge("oscarkv_kvstore_tenant_used_bytes", "Memory charged to a tenant",
@@ -67,6 +71,9 @@ KvNodeMetrics::KvNodeMetrics(MetricRegistry* r)
   put_revoked = &puts.With({"revoked"});
   put_expired = &puts.With({"expired"});
   put_refused = &puts.With({"refused"});
+  extra_reads = &r->AddCounter("oscarkv_kvstore_extra_reads_total",
+                               "Reads that extra copies of much read blocks served")
+                     .Get();
   // There from the start: Prometheus does not see the first increment of a series that appears with
   // it.
   for (const char* found : {"put", "stored", "scrub", "reader"}) corrupt.With({found});
@@ -152,7 +159,17 @@ KvRepairMetrics::KvRepairMetrics(MetricRegistry* r)
       bytes(r->AddCounter("oscarkv_kvstore_repair_bytes_total",
                           "Bytes of blocks brought to other nodes")),
       scrubbed(r->AddCounter("oscarkv_kvstore_scrubbed_bytes_total",
-                             "Bytes in memory that the scrubber read and checked")) {
+                             "Bytes in memory that the scrubber read and checked")),
+      hot_blocks(r->AddGauge("oscarkv_kvstore_hot_blocks",
+                             "Blocks of this node that are read so much that it keeps extra "
+                             "copies of them at other nodes",
+                             {"node"})),
+      hot_copies(r->AddCounter("oscarkv_kvstore_hot_copies_total",
+                               "Extra copies brought to other nodes: made, renewed (it is there "
+                               "still), no_room, erased (by a client meanwhile), failed",
+                               {"outcome"})) {
+  for (const char* outcome : {"made", "renewed", "no_room", "erased", "failed"})
+    hot_copies.With({outcome});
   for (const char* outcome : {"restored", "present", "no_room", "erased", "failed"})
     copies.With({outcome});
   bytes.Get();

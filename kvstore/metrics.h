@@ -33,6 +33,7 @@ struct KvNodeMetrics {
   MetricFamily& pinned;       // {node}
   MetricFamily& reserved;     // {node}
   MetricFamily& quarantined;  // {node}
+  MetricFamily& extra_bytes;  // {node}
   MetricFamily& pins;         // {node}
   MetricFamily& sessions;     // {node}
   MetricFamily& tenant_used;  // {node, tenant}
@@ -54,6 +55,7 @@ struct KvNodeMetrics {
   Histogram* eviction_age;
   Metric *hit_blocks, *miss_blocks, *hit_tokens, *miss_tokens;
   Metric *put_committed, *put_revoked, *put_expired, *put_refused;
+  Metric* extra_reads;
 };
 
 // Of the tier on disk; kvstore/tier.
@@ -92,6 +94,8 @@ struct KvRepairMetrics {
   MetricFamily& copies;            // {outcome}: blocks
   MetricFamily& bytes;             // {}
   MetricFamily& scrubbed;          // {}, bytes
+  MetricFamily& hot_blocks;        // {node}
+  MetricFamily& hot_copies;        // {outcome}: blocks
 };
 
 struct KvClientMetrics {

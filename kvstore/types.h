@@ -39,7 +39,8 @@ struct BlockSpec {
   uint64_t size = 0;
   Duration ttl{0};  // 0: lives until evicted
   // A node puts a copy that another one lacks: taken only while there is room, or in the place of
-  // blocks that rested much longer than `idle`.
+  // blocks that rested much longer than `idle`. With a TTL: an extra copy of a block that is read
+  // much.
   bool restored = false;
   Duration idle{0};
 };

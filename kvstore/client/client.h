@@ -138,6 +138,8 @@ class KvClient {
   virtual absl::StatusOr<std::unique_ptr<PutBatch>> StartPut(absl::Span<const BlockSpec> items,
                                                              Time deadline) = 0;
 
+  // Extra copies of a block that is read much are erased if this client knows of them, else they
+  // end within a minute; lookups do not find them.
   virtual absl::Status Erase(absl::Span<const BlockKey> keys, absl::Span<const BlockKey> placement,
                              Time deadline) = 0;
   // Who the members are, as far as this client knows.

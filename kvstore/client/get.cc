@@ -275,6 +275,7 @@ class NodeRead {
     read.pin = location.pin_id;
     read.generation = location.generation;
     read.arena_offset = location.offset;
+    limits_.extra->Learn(requests_[item].key, location.extra_copies, Now());
     if (!InsideArena(location, link_->grant.arena_bytes)) {
       statuses_[item] = absl::InternalError(
           "the node sent a location outside of its arena or a broken slice table");

@@ -14,6 +14,7 @@ struct GetLimits {
   Duration pin_ttl;
   Time deadline;
   LatencyWindow* pin_times;  // of GetStart calls: decides when a node that may be left is left
+  ExtraCopies* extra;        // learns what the nodes say
 };
 
 // Serves the items of all groups at the same time and sets (*statuses)[item] for each of them. On

@@ -359,12 +359,15 @@ absl::Status KvClientImpl::Erase(absl::Span<const BlockKey> keys,
   RETURN_IF_ERROR(CheckPlacement(keys, placement));
   ReplicaChooser chooser(view());
   Grouper grouper(chooser.view());
+  const Time now = SteadyClock::Get()->Now();
   ForEachItem(
-      keys.size(), [&](size_t i) -> const BlockKey& { return placement[i]; },
-      [&](const BlockKey& p) { return chooser.All(p); },
+      keys.size(),
+      [&](size_t i) { return std::make_pair(placement[i], extra_copies_.Of(keys[i], now)); },
+      [&](const auto& p) { return chooser.All(p.first, p.second); },
       [&](size_t i, const std::vector<uint32_t>& nodes) {
         for (uint32_t n : nodes) grouper.Add(n, i);
       });
+  for (const BlockKey& key : keys) extra_copies_.Forget(key);
   const auto answers =
       AskAll<kv::EraseRequest>(grouper.groups(), deadline, deadline, [&](const NodeGroup& g) {
         return kv::EraseRequest{
@@ -435,9 +438,13 @@ std::vector<absl::Status> KvClientImpl::Get(absl::Span<const GetRequest> request
   std::vector<size_t> open;
   std::vector<absl::Status> statuses(requests.size(),
                                      absl::UnavailableError("the store has no nodes"));
+  const Time now = SteadyClock::Get()->Now();
   ForEachItem(
-      requests.size(), [&](size_t i) -> const BlockKey& { return requests[i].placement; },
-      [&](const BlockKey& p) { return chooser.ForRead(p); },
+      requests.size(),
+      [&](size_t i) {
+        return std::make_pair(requests[i].placement, extra_copies_.Of(requests[i].key, now));
+      },
+      [&](const auto& p) { return chooser.ForRead(p.first, p.second); },
       [&](size_t i, const std::vector<uint32_t>& nodes) {
         searches[i].nodes = nodes;
         for (const LocalPiece& piece : requests[i].pieces) chooser.Plan(nodes, piece.length);
@@ -450,11 +457,12 @@ std::vector<absl::Status> KvClientImpl::Get(absl::Span<const GetRequest> request
       const Search& s = searches[i];
       grouper.Add(s.nodes[s.at], i, s.at + 1 < s.nodes.size());
     }
-    GetAll(requests, grouper.groups(), {options_.pin_ttl, deadline, &pin_times_}, metrics_.get(),
-           &statuses, &moved);
+    GetAll(requests, grouper.groups(), {options_.pin_ttl, deadline, &pin_times_, &extra_copies_},
+           metrics_.get(), &statuses, &moved);
     std::erase_if(open, [&](size_t i) {
       Search& s = searches[i];
       if (statuses[i].ok() && s.at > 0) CountFailovers("get", s.reason, 1);
+      if (absl::IsNotFound(statuses[i])) extra_copies_.Forget(requests[i].key);
       if (absl::IsAborted(statuses[i]) && metrics_ != nullptr)
         metrics_->aborted_reads.Get().Increment();
       if (absl::IsAborted(statuses[i]) && !s.lost_pin) {

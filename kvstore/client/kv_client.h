@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kvstore/client/client.h"
+#include "kvstore/client/extra_copies.h"
 #include "kvstore/client/latency_window.h"
 #include "kvstore/client/maintainer.h"
 #include "kvstore/client/node_connection.h"
@@ -73,6 +74,7 @@ class KvClientImpl final : public KvClient {
   const std::unique_ptr<Membership> membership_;
   std::unique_ptr<KvClientMetrics> metrics_;
   LatencyWindow lookup_times_, pin_times_;
+  ExtraCopies extra_copies_;
   std::atomic<uint64_t> next_put_{1};
   mutable Mutex mu_;
   ViewPtr view_ GUARDED_BY(mu_);

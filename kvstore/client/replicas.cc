@@ -43,15 +43,20 @@ int ReplicaChooser::Misgivings(uint32_t n) {
 }
 
 // Fills order_. Bounded: with most nodes away the search ends at twice the replicas and one.
-void ReplicaChooser::Candidates(const BlockKey& placement) {
-  view_->placement.Order(placement, 2 * view_->replicas + 1, &order_);
+void ReplicaChooser::Candidates(const BlockKey& placement, uint32_t extra) {
+  const size_t wanted = view_->replicas + extra;
+  view_->placement.Order(placement, wanted + view_->replicas + 1, &order_);
   size_t settled = 0, n = 0;
-  while (n < order_.size() && settled < view_->replicas) settled += Misgivings(order_[n++]) == 0;
+  while (n < order_.size() && settled < wanted) settled += Misgivings(order_[n++]) == 0;
   order_.resize(n);
 }
 
 const std::vector<uint32_t>& ReplicaChooser::ForLookup(const BlockKey& placement) {
-  Candidates(placement);
+  return Readable(placement, 0);
+}
+
+const std::vector<uint32_t>& ReplicaChooser::Readable(const BlockKey& placement, uint32_t extra) {
+  Candidates(placement, extra);
   std::stable_sort(order_.begin(), order_.end(),
                    [&](uint32_t a, uint32_t b) { return Misgivings(a) < Misgivings(b); });
   // Who is down need not be asked when somebody is up.
@@ -67,8 +72,8 @@ double ReplicaChooser::Cost(uint32_t n) {
          static_cast<double>(c.waiting + nodes_[n].planned + 1);
 }
 
-const std::vector<uint32_t>& ReplicaChooser::ForRead(const BlockKey& placement) {
-  ForLookup(placement);
+const std::vector<uint32_t>& ReplicaChooser::ForRead(const BlockKey& placement, uint32_t extra) {
+  Readable(placement, extra);
   const auto far = [&](uint32_t n) {
     return !view_->zone.empty() && view_->members->members[n].zone != view_->zone;
   };
@@ -97,8 +102,8 @@ const std::vector<uint32_t>& ReplicaChooser::ForWrite(const BlockKey& placement)
   return chosen_;
 }
 
-const std::vector<uint32_t>& ReplicaChooser::All(const BlockKey& placement) {
-  Candidates(placement);
+const std::vector<uint32_t>& ReplicaChooser::All(const BlockKey& placement, uint32_t extra) {
+  Candidates(placement, extra);
   return order_;
 }
 

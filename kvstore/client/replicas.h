@@ -5,7 +5,8 @@
 // put goes to the next node in the order while one of the first is away, and a node that came back
 // lacks what was put meanwhile. So the candidates of a block are the nodes in placement order until
 // R of them are settled (up, and up for a while, as far as this client saw); in a quiet cluster
-// these are the R replicas and nobody else is asked.
+// these are the R replicas and nobody else is asked. Of blocks that are read much the next nodes
+// have extra copies (extra_copies.h); these are candidates for reads, too.
 #pragma once
 
 #include <memory>
@@ -47,7 +48,7 @@ class ReplicaChooser {
   const std::vector<uint32_t>& ForLookup(const BlockKey& placement);
   // The same for a read: replicas of the client's zone first, then by speed and load, what this
   // call plans included.
-  const std::vector<uint32_t>& ForRead(const BlockKey& placement);
+  const std::vector<uint32_t>& ForRead(const BlockKey& placement, uint32_t extra = 0);
   // This call will read so much from the first of `nodes`.
   void Plan(const std::vector<uint32_t>& nodes, uint64_t bytes) {
     if (!nodes.empty()) nodes_[nodes[0]].planned += bytes;
@@ -55,7 +56,7 @@ class ReplicaChooser {
   // Who gets a put: up to R nodes that can take it; when none can, one that is down.
   const std::vector<uint32_t>& ForWrite(const BlockKey& placement);
   // All that may have the block, also nodes that are down.
-  const std::vector<uint32_t>& All(const BlockKey& placement);
+  const std::vector<uint32_t>& All(const BlockKey& placement, uint32_t extra = 0);
 
   const NodeCondition& condition(uint32_t node);
   NodeConnection* connection(uint32_t node) const { return view_->connections[node].get(); }
@@ -69,7 +70,8 @@ class ReplicaChooser {
   };
   // 0: as good as any; more: only when there is no better one.
   int Misgivings(uint32_t node);
-  void Candidates(const BlockKey& placement);
+  void Candidates(const BlockKey& placement, uint32_t extra);
+  const std::vector<uint32_t>& Readable(const BlockKey& placement, uint32_t extra);
   double Cost(uint32_t node);  // expected nanoseconds for what is under way and planned there
 
   const ViewPtr view_;

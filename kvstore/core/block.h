@@ -36,10 +36,16 @@ struct Block : EvictionEntry {
   uint32_t holds = 0;   // of the node itself, which no reader waits for
   bool erased = false;  // out of the index, kept by its pins
   bool reused = false;  // a prefix match found it
+  bool extra = false;   // a copy that demand brought, with a TTL, at a node that need not have it
   Time stored{};        // when it was inserted
   uint32_t touch_epoch = 0;
   Time expires = Time::max();
   Time expiry_queued{};  // the entry in its shard's expiry queue that counts
+  // Pins in the index's window of that number, and in the one before.
+  uint32_t reads = 0, reads_before = 0, read_window = 0;
+
+  // Extra copies that this node made of it at the next nodes of its placement order.
+  std::atomic<uint32_t> extra_copies{0};
 };
 
 }  // namespace oscarkv

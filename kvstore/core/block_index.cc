@@ -24,7 +24,7 @@ EvictionPolicy& BlockIndex::PolicyOf(Shard& shard, const Block& block) {
   const PoolId id = PoolOf(block);
   std::unique_ptr<EvictionPolicy>& policy = shard.pools[id];
   if (policy == nullptr) {
-    policy = MakeEvictionPolicy(eviction_);
+    policy = MakeEvictionPolicy(block.extra ? EvictionKind::kLru : eviction_);
     MutexLock lock(pools_mu_);
     if (std::find(pools_.begin(), pools_.end(), id) == pools_.end()) pools_.push_back(id);
   }
@@ -108,10 +108,57 @@ Block* BlockIndex::Pin(const StoredKey& key, uint32_t epoch, Time now) {
     if (block->pins++ == block->holds)
       pinned_bytes_.fetch_add(block->size, std::memory_order_relaxed);
     Hit(shard, block, epoch, now);
+    CountRead(shard, block);
     parent = block->parent;
   }
   HitAncestors(parent, epoch, now);
   return block;
+}
+
+void BlockIndex::CountRead(const Shard& /*shard*/, Block* block) {
+  const uint32_t report_at = report_at_.load(std::memory_order_relaxed);
+  if (report_at == 0) return;
+  if (block->extra && metrics_ != nullptr) metrics_->extra_reads->Increment();
+  if (block->expires != Time::max()) return;
+  const uint32_t window = read_window_.load(std::memory_order_relaxed);
+  if (block->read_window != window) {
+    block->reads_before = block->read_window + 1 == window ? block->reads : 0;
+    block->reads = 0;
+    block->read_window = window;
+  }
+  if (++block->reads != report_at) return;
+  MutexLock lock(hot_mu_);
+  if (hot_.size() < kMostHot) hot_.push_back(block->key);
+}
+
+std::vector<BlockIndex::Hot> BlockIndex::EndReadWindow(Time now) {
+  std::vector<StoredKey> keys;
+  {
+    MutexLock lock(hot_mu_);
+    keys.swap(hot_);
+  }
+  const uint32_t ended = read_window_.fetch_add(1);
+  std::vector<Hot> hot;
+  hot.reserve(keys.size());
+  for (const StoredKey& key : keys) {
+    Shard& shard = ShardOf(key);
+    MutexLock lock(shard.mu);
+    const Block* block = Find(shard, key, now);
+    // One that was put again meanwhile has not been read so often.
+    if (block == nullptr || block->expires != Time::max() || block->placement.empty()) continue;
+    const uint32_t reads = block->read_window == ended       ? block->reads
+                           : block->read_window == ended + 1 ? block->reads_before
+                                                             : 0;
+    hot.push_back({key, block->placement, block->tenant, block->size, reads});
+  }
+  return hot;
+}
+
+void BlockIndex::SetExtraCopies(const StoredKey& key, uint32_t copies, Time now) {
+  Shard& shard = ShardOf(key);
+  MutexLock lock(shard.mu);
+  if (Block* block = Find(shard, key, now); block != nullptr)
+    block->extra_copies.store(copies, std::memory_order_relaxed);
 }
 
 Block* BlockIndex::Hold(const StoredKey& key, Time now) {
@@ -124,12 +171,13 @@ Block* BlockIndex::Hold(const StoredKey& key, Time now) {
   return block;
 }
 
-bool BlockIndex::UsedElsewhere(const StoredKey& key, Time last_use, Time now) {
+BlockIndex::Copy BlockIndex::UsedElsewhere(const StoredKey& key, Time last_use, Time now) {
   Shard& shard = ShardOf(key);
   MutexLock lock(shard.mu);
   Block* block = Find(shard, key, now);
-  if (block != nullptr) block->last_use = std::max(block->last_use, last_use);
-  return block != nullptr;
+  if (block == nullptr) return Copy::kNone;
+  block->last_use = std::max(block->last_use, last_use);
+  return block->extra ? Copy::kExtra : Copy::kOwn;
 }
 
 std::vector<BlockIndex::Listed> BlockIndex::List(Time before) const {
@@ -198,7 +246,17 @@ bool BlockIndex::Refresh(const StoredKey& key, Duration ttl, Time now) {
   if (block->expires != Time::max()) {
     block->expires = ttl == Duration(0) ? Time::max() : std::max(block->expires, now + ttl);
   }
+  if (block->extra && ttl == Duration(0)) MakeOwn(shard, block);
   return true;
+}
+
+// One that is aside returns into its new pool.
+void BlockIndex::MakeOwn(Shard& shard, Block* block) {
+  if (!block->aside) PolicyOf(shard, *block).OnErase(block);
+  block->extra = false;
+  block->queue = block->frequency = 0;
+  extra_bytes_.fetch_sub(block->size, std::memory_order_relaxed);
+  if (!block->aside) PolicyOf(shard, *block).OnInsert(block);
 }
 
 void BlockIndex::CountChildren(const StoredKey& parent, int children, int expected) {
@@ -395,6 +453,8 @@ void BlockIndex::Count(const Block& block, int sign) {
   const int kind = static_cast<int>(block.kind) - 1;
   kind_bytes_[kind].fetch_add(sign * static_cast<int64_t>(block.size), std::memory_order_relaxed);
   kind_blocks_[kind].fetch_add(sign, std::memory_order_relaxed);
+  if (block.extra)
+    extra_bytes_.fetch_add(sign * static_cast<int64_t>(block.size), std::memory_order_relaxed);
 }
 
 IndexStats BlockIndex::stats() const {
@@ -405,6 +465,7 @@ IndexStats BlockIndex::stats() const {
   }
   s.evictions = evictions_.load(std::memory_order_relaxed);
   s.pinned_bytes = pinned_bytes_.load(std::memory_order_relaxed);
+  s.extra_bytes = extra_bytes_.load(std::memory_order_relaxed);
   return s;
 }
 

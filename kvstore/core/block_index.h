@@ -7,6 +7,7 @@
 //
 // Victims come from pools: one eviction order per (tenant, size class) and shard. Memory of one
 // size class is freed by evicting in that class, a tenant over its quota pays with its own blocks.
+// Extra copies have pools of their own, in order of their last use.
 //
 // Tenants do not see each other's blocks: a key always comes with its tenant (StoredKey).
 //
@@ -33,17 +34,18 @@ namespace oscarkv {
 struct PoolId {
   uint32_t tenant = 0;
   uint32_t size_class = 0;
+  bool extra = false;
   bool operator==(const PoolId&) const = default;
   template <typename H>
   friend H AbslHashValue(H h, const PoolId& p) {
-    return H::combine(std::move(h), p.tenant, p.size_class);
+    return H::combine(std::move(h), p.tenant, p.size_class, p.extra);
   }
 };
 
 struct IndexStats {
   uint64_t kind_bytes[kNumBlockKinds] = {};
   uint64_t kind_blocks[kNumBlockKinds] = {};
-  uint64_t evictions = 0, pinned_bytes = 0;
+  uint64_t evictions = 0, pinned_bytes = 0, extra_bytes = 0;
 };
 
 class BlockIndex {
@@ -67,7 +69,8 @@ class BlockIndex {
   // Unpin.
   Block* Pin(const StoredKey& key, uint32_t epoch, Time now);
   void Unpin(Block* block);
-  // True when stored; then a block with a TTL lives at least until now + ttl (for ever with ttl 0).
+  // True when stored; then a block with a TTL lives at least until now + ttl (for ever with ttl 0,
+  // and is no extra copy any more).
   bool Refresh(const StoredKey& key, Duration ttl, Time now);
 
   // A child of `parent` (may be empty) is being put: the parent is no victim until Insert took the
@@ -120,8 +123,25 @@ class BlockIndex {
   // As Pin and Unpin, for the node's own looks at a block: no use, and not counted as pinned.
   Block* Hold(const StoredKey& key, Time now);
   void Unhold(Block* block);
-  // True: stored. It was used then, too, at another node.
-  bool UsedElsewhere(const StoredKey& key, Time last_use, Time now);
+  // The block was used then, too, at another node.
+  enum class Copy { kNone, kExtra, kOwn };
+  Copy UsedElsewhere(const StoredKey& key, Time last_use, Time now);
+
+  // Counts the pins of blocks without a TTL in windows, from now on: EndReadWindow tells of those
+  // that were pinned at least `report_at` times in the window that it ends (of the first kMostHot
+  // that were, as far as they are still stored). Costs nothing until it is called.
+  static constexpr size_t kMostHot = 4096;
+  struct Hot {
+    StoredKey key;
+    BlockKey placement;
+    Tenant* tenant = nullptr;
+    uint64_t size = 0;
+    uint32_t reads = 0;
+  };
+  void CountReads(uint32_t report_at) { report_at_ = report_at; }
+  std::vector<Hot> EndReadWindow(Time now);
+  // Readers of the block are told from now on.
+  void SetExtraCopies(const StoredKey& key, uint32_t copies, Time now);
 
   IndexStats stats() const;
 
@@ -147,7 +167,9 @@ class BlockIndex {
   Shard& ShardOf(const StoredKey& key) const {
     return *shards_[key.key.Prefix64() % shards_.size()];
   }
-  static PoolId PoolOf(const Block& block) { return {block.tenant->id, block.extent.size_class}; }
+  static PoolId PoolOf(const Block& block) {
+    return {block.tenant->id, block.extent.size_class, block.extra};
+  }
   EvictionPolicy& PolicyOf(Shard& shard, const Block& block) REQUIRES(shard.mu);
   std::vector<PoolId> Pools() const;
   Time Coldest(const PoolId& pool) const;
@@ -155,6 +177,8 @@ class BlockIndex {
   // The stored, not expired block of a key; null without one.
   static Block* Find(const Shard& shard, const StoredKey& key, Time now) REQUIRES(shard.mu);
   void Hit(Shard& shard, Block* block, uint32_t epoch, Time now) REQUIRES(shard.mu);
+  void CountRead(const Shard& shard, Block* block) REQUIRES(shard.mu);
+  void MakeOwn(Shard& shard, Block* block) REQUIRES(shard.mu);
   void HitAncestors(StoredKey parent, uint32_t epoch, Time now);
   // Takes the block out of slot and policy. Returns it when it is to be freed now, null when its
   // pins keep it. The caller calls CountChildren(parent, -1, 0) after unlocking in both cases.
@@ -180,7 +204,11 @@ class BlockIndex {
   std::atomic<uint32_t> evict_cursor_{0};
   std::atomic<uint64_t> kind_bytes_[kNumBlockKinds] = {};
   std::atomic<uint64_t> kind_blocks_[kNumBlockKinds] = {};
-  std::atomic<uint64_t> evictions_{0}, pinned_bytes_{0};
+  std::atomic<uint64_t> evictions_{0}, pinned_bytes_{0}, extra_bytes_{0};
+  std::atomic<uint32_t> report_at_{0};  // 0: reads are not counted
+  std::atomic<uint32_t> read_window_{1};
+  Mutex hot_mu_;  // taken under a shard's
+  std::vector<StoredKey> hot_ GUARDED_BY(hot_mu_);
 };
 
 }  // namespace oscarkv

@@ -249,7 +249,12 @@ absl::Status KvNode::PinOne(Session* session, const BlockKey& key, uint32_t epoc
   const uint64_t id = session->next_pin++;
   session->pins[id] = {block, block->extent.generation, expires};
   if (options_.grants) session->readable.Add(block->extent.offset, block->size);
-  *location = {id, block->extent.offset, block->size, block->extent.generation, *block->slices};
+  *location = {id,
+               block->extent.offset,
+               block->size,
+               block->extent.generation,
+               *block->slices,
+               block->extra_copies.load(std::memory_order_relaxed)};
   return absl::OkStatus();
 }
 
@@ -469,6 +474,7 @@ void KvNode::SetGauges(Time now) {
   metrics_->pinned.With({node}).Set(s.pinned_bytes);
   metrics_->reserved.With({node}).Set(s.reserved_bytes);
   metrics_->quarantined.With({node}).Set(s.quarantined_bytes);
+  metrics_->extra_bytes.With({node}).Set(index_.stats().extra_bytes);
   metrics_->sessions.With({node}).Set(s.sessions);
   size_t pins = 0;
   for (const auto& session : AllSessions()) {

@@ -54,6 +54,7 @@ struct KvNodeOptions {
   double low_watermark = 0.90;      // ... until low
   uint64_t slab_bytes = 0;          // 0: chosen by size of the arena
   uint64_t tenant_quota_bytes = 0;  // 0: none
+  double extra_share = 0.05;        // of the capacity, that extra copies may take
   size_t shards = 16;
   size_t max_tenants = 256;
   size_t max_sessions = 4096;
@@ -142,6 +143,13 @@ class KvNode {
   // and kDataLoss. kNotFound.
   absl::Status CheckBlock(const StoredKey& key, absl::string_view found);
 
+  // What is read most, and what its readers are told; as BlockIndex says.
+  void CountReads(uint32_t report_at) { index_.CountReads(report_at); }
+  std::vector<BlockIndex::Hot> EndReadWindow() { return index_.EndReadWindow(clock_->Now()); }
+  void SetExtraCopies(const StoredKey& key, uint32_t copies) {
+    index_.SetExtraCopies(key, copies, clock_->Now());
+  }
+
   // Whose session it is; none: unknown, or expired.
   std::optional<std::string> TenantOf(uint64_t session_id) const;
 
@@ -210,7 +218,7 @@ class KvNode {
   // Puts (kv_node_put.cc).
   // The size class in which the item may ask for room; kAlreadyExists: stored.
   absl::StatusOr<uint32_t> Admit(Session* session, const kv::PutItem& item, uint64_t put_id,
-                                 Time now) REQUIRES(session->mu);
+                                 Time now, uint64_t* extra_bytes) REQUIRES(session->mu);
   // Reserves room for admitted items of one size class: at once while there is room, then one by
   // one, making it.
   void StartRun(Session* session, const kv::PutStartRequest& request, absl::Span<const size_t> run,
@@ -220,7 +228,8 @@ class KvNode {
   absl::Status Started(Session* session, const kv::PutItem& item, uint64_t put_id, uint64_t* offset,
                        uint64_t* generation) REQUIRES(session->mu);
   // May a copy of a block that another node has go into memory? (kv_node_replicas.cc)
-  absl::Status AdmitCopy(Session* session, const kv::PutItem& item, Time now);
+  // `extra_bytes`: of extra copies that this call has admitted so far.
+  absl::Status AdmitCopy(Session* session, const kv::PutItem& item, Time now, uint64_t extra_bytes);
   bool RoomForCopy(uint64_t size, Duration idle, Time now) const;
   void RememberErasure(const StoredKey& key);
   void ForgetErasure(const StoredKey& key);
@@ -232,6 +241,9 @@ class KvNode {
                               const kv::SliceTable& slices, Time now, bool* consumed);
   absl::StatusOr<Extent> Reserve(Tenant* tenant, uint32_t size_class, uint64_t bytes,
                                  const StoredKey& owner, Time now);
+  // The next pool to take from: extra copies that nobody reads any more before all others.
+  template <typename Pred>
+  std::optional<BlockIndex::ColdPool> NextPool(Time now, Pred pred) const;
   bool MakeRoom(uint32_t size_class, Time now);
   bool DrainSlabFor(uint32_t size_class);
   bool EvictOf(Tenant* tenant, Time now);
@@ -253,6 +265,7 @@ class KvNode {
   BlockIndex index_;
   const uint64_t incarnation_;
   std::atomic<uint64_t> reserved_bytes_{0}, hits_{0}, misses_{0};  // blocks, of MatchPrefix
+  std::atomic<uint64_t> extra_reserved_{0};                        // of the reserved bytes
 
   mutable Mutex sessions_mu_;
   absl::flat_hash_map<uint64_t, std::shared_ptr<Session>> sessions_ GUARDED_BY(sessions_mu_);

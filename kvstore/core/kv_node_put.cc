@@ -21,6 +21,14 @@ namespace {
 constexpr int kMaxRoomSteps = 4096;     // evictions and moves that one reservation may cause
 constexpr int kEvictionsPerChoice = 8;  // between two looks for the coldest pool
 
+// Extra copies that rested so long go before anything else. Younger ones take their turn, else a
+// node that is always full, as caches are, would drop at once what is read most.
+constexpr Duration kExtraRest = std::chrono::seconds(10);
+
+bool IsExtra(const kv::PutItem& item) {
+  return item.restored && item.ttl > Duration(0);
+}
+
 bool ValidKind(BlockKind kind) {
   return static_cast<int>(kind) >= 1 && static_cast<int>(kind) <= kNumBlockKinds;
 }
@@ -42,9 +50,10 @@ absl::Status KvNode::Handle(const kv::PutStartRequest& request, kv::PutStartResp
   if (session->closed) return absl::UnauthenticatedError("the session was closed: open a new one");
   std::vector<size_t> run;  // items of one size class that want room
   uint32_t run_class = 0;
+  uint64_t extra_bytes = 0;  // admitted by this call
   for (size_t i = 0; i < n; ++i) {
     const absl::StatusOr<uint32_t> size_class =
-        Admit(session.get(), request.items[i], request.put_id, now);
+        Admit(session.get(), request.items[i], request.put_id, now, &extra_bytes);
     if (!size_class.ok()) {
       response->statuses[i] = size_class.status();
       continue;
@@ -61,18 +70,19 @@ absl::Status KvNode::Handle(const kv::PutStartRequest& request, kv::PutStartResp
 }
 
 absl::StatusOr<uint32_t> KvNode::Admit(Session* session, const kv::PutItem& item, uint64_t put_id,
-                                       Time now) {
+                                       Time now, uint64_t* extra_bytes) {
   if (item.key.empty() || !ValidKind(item.kind) || item.ttl < Duration(0) ||
       item.parent == item.key) {
     return absl::InvalidArgumentError(
         "put item: expected a key, another parent, a kind 1..3 and a ttl of 0 or more");
   }
   // A repeated call is for StartRun.
-  if (!session->started.contains({item.key, put_id}) &&
-      index_.Refresh(session->Own(item.key), item.ttl, now)) {
-    return absl::AlreadyExistsError("stored");
+  if (!session->started.contains({item.key, put_id})) {
+    if (index_.Refresh(session->Own(item.key), item.ttl, now))
+      return absl::AlreadyExistsError("stored");
+    if (item.restored) RETURN_IF_ERROR(AdmitCopy(session, item, now, *extra_bytes));
+    if (IsExtra(item)) *extra_bytes += item.size;
   }
-  if (item.restored) RETURN_IF_ERROR(AdmitCopy(session, item, now));
   return allocator_->ClassOf(item.size);
 }
 
@@ -116,6 +126,7 @@ void KvNode::StartRun(Session* session, const kv::PutStartRequest& request,
     }
     const uint64_t charged = allocator_->ClassBytes(extent->size_class);
     reserved_bytes_.fetch_add(charged, std::memory_order_relaxed);
+    if (IsExtra(item)) extra_reserved_.fetch_add(item.size, std::memory_order_relaxed);
     session->started[{item.key, request.put_id}] = extent->generation;
     session->reservations[extent->generation] = {item, request.put_id,         *extent, charged,
                                                  now,  now + options_.put_ttl, false};
@@ -181,11 +192,18 @@ absl::StatusOr<Extent> KvNode::Reserve(Tenant* tenant, uint32_t size_class, uint
       "no room for ", bytes, " bytes: what is stored is pinned, being written or in quarantine"));
 }
 
+template <typename Pred>
+std::optional<BlockIndex::ColdPool> KvNode::NextPool(Time now, Pred pred) const {
+  const auto extra = index_.ColdestPool([&](const PoolId& p) { return p.extra && pred(p); });
+  if (extra && now - extra->last_use > kExtraRest) return extra;
+  return index_.ColdestPool(pred);
+}
+
 bool KvNode::MakeRoom(uint32_t size_class, Time now) {
   if (DrainSlabFor(size_class)) return true;
-  const auto own = index_.ColdestPool([&](const PoolId& p) { return p.size_class == size_class; });
-  const auto other =
-      index_.ColdestPool([&](const PoolId& p) { return p.size_class != size_class; });
+  const auto own = NextPool(now, [&](const PoolId& p) { return p.size_class == size_class; });
+  if (own && own->pool.extra && index_.EvictOne(own->pool, now)) return true;
+  const auto other = NextPool(now, [&](const PoolId& p) { return p.size_class != size_class; });
   const bool take_other = other && (!own || now - other->last_use > 2 * (now - own->last_use));
   if (take_other && index_.EvictOne(other->pool, now)) return true;
   if (own && index_.EvictOne(own->pool, now)) return true;
@@ -206,7 +224,7 @@ bool KvNode::DrainSlabFor(uint32_t size_class) {
 }
 
 bool KvNode::EvictOf(Tenant* tenant, Time now) {
-  const auto pool = index_.ColdestPool([&](const PoolId& p) { return p.tenant == tenant->id; });
+  const auto pool = NextPool(now, [&](const PoolId& p) { return p.tenant == tenant->id; });
   return pool && index_.EvictOne(pool->pool, now);
 }
 
@@ -214,7 +232,7 @@ void KvNode::EvictToWatermark(Time now) {
   AllocatorUsage usage = allocator_->usage();
   if (usage.used <= options_.high_watermark * usage.capacity) return;
   while (usage.used > options_.low_watermark * usage.capacity) {
-    const auto pool = index_.ColdestPool([](const PoolId&) { return true; });
+    const auto pool = NextPool(now, [](const PoolId&) { return true; });
     if (!pool || !index_.EvictOne(pool->pool, now)) return;
     for (int i = 1; i < kEvictionsPerChoice; ++i) {
       usage = allocator_->usage();
@@ -297,6 +315,7 @@ absl::Status KvNode::CheckAndInsert(Session* session, const Reservation& r,
   block->kind = r.item.kind;
   block->size = r.item.size;
   block->charged = r.charged;
+  block->extra = IsExtra(r.item);
   block->tenant = session->tenant;
   block->slices = std::make_shared<const kv::SliceTable>(slices);
   block->extent = r.extent;
@@ -366,6 +385,7 @@ void KvNode::FreeExtent(const Extent& extent, Tenant* tenant, uint64_t charged) 
 
 void KvNode::Forget(Session* session, const Reservation& r) {
   reserved_bytes_.fetch_sub(r.charged, std::memory_order_relaxed);
+  if (IsExtra(r.item)) extra_reserved_.fetch_sub(r.item.size, std::memory_order_relaxed);
   session->started.erase({r.item.key, r.put_id});
 }
 

@@ -5,6 +5,9 @@
 // twice as long. So copies never push each other round in a circle: each displacement halves the
 // idle time of what is stored, and a full cluster comes to rest.
 //
+// Extra copies (put with a TTL by a node whose readers are many) have to fit into their share of
+// the memory besides.
+//
 // Erasures by clients are remembered for a while, so that a node that was away when they came does
 // not bring the block back. Blocks are named by their content: one that comes back after that is
 // still the right one.
@@ -64,9 +67,13 @@ absl::Status KvNode::Handle(const kv::CompareBlocksRequest& request,
     const BlockKey& key = request.keys[i];
     const Duration idle = std::chrono::seconds(request.idle_seconds[i]);
     kv::CopyState state = kv::CopyState::kNoRoom;
-    if ((tenant && index_.UsedElsewhere({*tenant, key}, now - idle, now)) ||
+    const BlockIndex::Copy own =
+        tenant ? index_.UsedElsewhere({*tenant, key}, now - idle, now) : BlockIndex::Copy::kNone;
+    if (own == BlockIndex::Copy::kOwn ||
         (tier_ != nullptr && tier_->Contains({request.tenant_digest, key}))) {
       state = kv::CopyState::kStored;
+    } else if (own == BlockIndex::Copy::kExtra) {
+      state = kv::CopyState::kWanted;  // it stays when it is put without a TTL
     } else if (tenant && ErasedLately({*tenant, key}, now)) {
       state = kv::CopyState::kErased;
     } else if (RoomForCopy(0, idle, now)) {
@@ -129,7 +136,8 @@ bool KvNode::RoomForCopy(uint64_t size, Duration idle, Time now) const {
   return coldest && now - coldest->last_use > 2 * idle + kIdleMargin;
 }
 
-absl::Status KvNode::AdmitCopy(Session* session, const kv::PutItem& item, Time now) {
+absl::Status KvNode::AdmitCopy(Session* session, const kv::PutItem& item, Time now,
+                               uint64_t extra_bytes) {
   if (ErasedLately(session->Own(item.key), now))
     return absl::FailedPreconditionError("a client erased this block not long ago");
   const uint64_t quota = options_.tenant_quota_bytes;
@@ -138,6 +146,14 @@ absl::Status KvNode::AdmitCopy(Session* session, const kv::PutItem& item, Time n
     return absl::ResourceExhaustedError(
         absl::StrCat("tenant '", tenant.name, "': a restored copy would go beyond its quota of ",
                      quota, " bytes"));
+  }
+  const double extra_limit = options_.extra_share * static_cast<double>(arena_.size());
+  const uint64_t extra =
+      index_.stats().extra_bytes + extra_reserved_.load() + extra_bytes + item.size;
+  if (item.ttl > Duration(0) && static_cast<double>(extra) > extra_limit) {
+    return absl::ResourceExhaustedError(absl::StrCat("extra copies may take ",
+                                                     static_cast<uint64_t>(extra_limit),
+                                                     " bytes, with this one it would be ", extra));
   }
   if (RoomForCopy(item.size, item.idle, now)) return absl::OkStatus();
   return absl::ResourceExhaustedError(

@@ -21,10 +21,11 @@ uint32_t RepairView::IndexOf(const std::string& endpoint) const {
   return i;
 }
 
-void RepairView::Owners(const BlockKey& placement, std::vector<uint32_t>* owners) const {
-  placement_.Order(placement, replicas_ + gone_, owners);
-  std::erase_if(*owners, [&](uint32_t n) { return presence_[n] == Presence::kGone; });
-  if (owners->size() > replicas_) owners->resize(replicas_);
+void RepairView::First(size_t count, const BlockKey& placement,
+                       std::vector<uint32_t>* nodes) const {
+  placement_.Order(placement, count + gone_, nodes);
+  std::erase_if(*nodes, [&](uint32_t n) { return presence_[n] == Presence::kGone; });
+  if (nodes->size() > count) nodes->resize(count);
 }
 
 Survey SurveyBlocks(const RepairView& view, uint32_t self,

@@ -28,7 +28,11 @@ class RepairView {
 
   // The nodes that should have a block: the first `replicas` of its placement order that are not
   // gone. Replaces *owners; fewer when there are not enough nodes.
-  void Owners(const BlockKey& placement, std::vector<uint32_t>* owners) const;
+  void Owners(const BlockKey& placement, std::vector<uint32_t>* owners) const {
+    First(replicas_, placement, owners);
+  }
+  // The same, of the first `count`: behind the owners come the places of extra copies.
+  void First(size_t count, const BlockKey& placement, std::vector<uint32_t>* nodes) const;
 
   const std::vector<Member>& members() const { return members_; }
   Presence presence(uint32_t node) const { return presence_[node]; }

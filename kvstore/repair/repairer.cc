@@ -26,7 +26,11 @@ Repairer::Repairer(const RepairOptions& options, KvNode* node, const Membership*
       make_stub_(std::move(make_stub)),
       connect_(std::move(connect)),
       clock_(clock),
-      metrics_(metrics) {}
+      metrics_(metrics),
+      hot_(options.hot),
+      window_began_(clock->Now()) {
+  node_->CountReads(HotPlan::ReportAt(options.hot));
+}
 
 Repairer::~Repairer() {
   Stop();
@@ -53,8 +57,11 @@ bool Repairer::PauseUntil(Time time) {
 }
 
 void Repairer::Run() {
+  const bool hot = options_.hot.copies > 0;
   Time next = clock_->Now();
-  while (PauseUntil(next)) {
+  while (PauseUntil(hot ? std::min(next, window_began_ + options_.hot.window) : next)) {
+    if (hot && clock_->Now() >= window_began_ + options_.hot.window) RunHotRound();
+    if (clock_->Now() < next) continue;
     next = clock_->Now() + options_.interval;
     RunRound();
   }
@@ -63,7 +70,7 @@ void Repairer::Run() {
 ReplicaStats Repairer::RunRound() {
   Findings findings = Look(/*leaving=*/false);
   const Time now = clock_->Now();
-  CopyAll(MakeView(now, false), &findings, now + options_.interval, /*paced=*/true);
+  RestoreAll(MakeView(now, false), &findings, now + options_.interval, /*paced=*/true);
   CloseIdleClients(clock_->Now());
   return findings.stats;
 }
@@ -80,7 +87,7 @@ size_t Repairer::Drain(Time deadline) {
     Findings findings = Look(/*leaving=*/true);
     left = findings.copies.size();
     if (left == 0) break;
-    CopyAll(MakeView(clock_->Now(), true), &findings, deadline, /*paced=*/false);
+    RestoreAll(MakeView(clock_->Now(), true), &findings, deadline, /*paced=*/false);
     left = findings.stats.waiting_blocks;
   }
   LogInfo("kvstore node leaves its blocks to others",
@@ -275,56 +282,69 @@ void Repairer::Publish(const ReplicaStats& stats) {
 
 // --- Copies ---
 
-void Repairer::CopyAll(const RepairView& view, Findings* f, Time until, bool paced) {
-  // The most recently used first; at a drain those first that would be lost. Grouped by where they
-  // go, for one call each.
+void Repairer::RestoreAll(const RepairView& view, Findings* f, Time until, bool paced) {
+  // The most recently used first; at a drain those first that would be lost.
   std::stable_sort(f->copies.begin(), f->copies.end(), [&](const Copy& a, const Copy& b) {
     if (!paced && a.last != b.last) return a.last;
     return f->blocks[a.block].last_use > f->blocks[b.block].last_use;
   });
-  std::vector<bool> done(f->copies.size()), useless(view.members().size());
-  for (size_t first = 0; first < f->copies.size(); ++first) {
-    if (done[first] || useless[f->copies[first].peer]) continue;
-    if (clock_->Now() >= until || !PauseUntil(paced ? next_copy_ : Time{})) break;
-    const uint32_t peer = f->copies[first].peer;
-    const Tenant* tenant = f->blocks[f->copies[first].block].tenant;
-    std::vector<const BlockIndex::Listed*> batch;
-    std::vector<size_t> members;
-    uint64_t bytes = 0;
-    for (size_t c = first; c < f->copies.size() && batch.size() < kBlocksPerBatch &&
-                           c < first + 8 * kBlocksPerBatch && bytes < kBytesPerBatch;
-         ++c) {
-      const BlockIndex::Listed& block = f->blocks[f->copies[c].block];
-      if (done[c] || f->copies[c].peer != peer || block.tenant != tenant) continue;
-      batch.push_back(&block);
-      members.push_back(c);
-      bytes += block.size;
-      done[c] = true;
-    }
-    std::vector<bool> restored(batch.size());
-    useless[peer] = !CopySome(view.members()[peer], tenant->name, batch, &restored);
-    if (paced && options_.rate > 0) {
-      next_copy_ = std::max(next_copy_, clock_->Now()) +
-                   Duration(static_cast<int64_t>(1e9 * static_cast<double>(bytes) /
-                                                 static_cast<double>(options_.rate)));
-    }
-    for (size_t i = 0; i < batch.size(); ++i) {
-      const uint32_t b = f->copies[members[i]].block;
-      if (!restored[i] || !f->waiting[b]) continue;
+  CopyAll(view, f->blocks, f->copies, Duration(0), until, paced, [&](size_t copy, bool there) {
+    const uint32_t b = f->copies[copy].block;
+    if (there && f->waiting[b]) {
       f->waiting[b] = false;
       --f->stats.waiting_blocks;
     }
     Publish(f->stats);
-  }
+  });
   f->stats.restored_blocks = restored_;
 }
 
+void Repairer::CopyAll(const RepairView& view, absl::Span<const BlockIndex::Listed> blocks,
+                       absl::Span<const Copy> copies, Duration ttl, Time until, bool paced,
+                       const CopyDone& done) {
+  std::vector<bool> taken(copies.size()), useless(view.members().size());
+  for (size_t first = 0; first < copies.size(); ++first) {
+    if (taken[first] || useless[copies[first].peer]) continue;
+    if (clock_->Now() >= until || !PauseUntil(paced ? next_copy_ : Time{})) break;
+    const uint32_t peer = copies[first].peer;
+    const Tenant* tenant = blocks[copies[first].block].tenant;
+    std::vector<const BlockIndex::Listed*> batch;
+    std::vector<size_t> members;
+    uint64_t bytes = 0;
+    for (size_t c = first; c < copies.size() && batch.size() < kBlocksPerBatch &&
+                           c < first + 8 * kBlocksPerBatch && bytes < kBytesPerBatch;
+         ++c) {
+      const BlockIndex::Listed& block = blocks[copies[c].block];
+      if (taken[c] || copies[c].peer != peer || block.tenant != tenant) continue;
+      batch.push_back(&block);
+      members.push_back(c);
+      bytes += block.size;
+      taken[c] = true;
+    }
+    std::vector<bool> there(batch.size());
+    uint64_t sent = 0;
+    useless[peer] = !CopySome(view.members()[peer], tenant->name, batch, ttl, &there, &sent);
+    if (paced && options_.rate > 0) {
+      next_copy_ = std::max(next_copy_, clock_->Now()) +
+                   Duration(static_cast<int64_t>(1e9 * static_cast<double>(sent) /
+                                                 static_cast<double>(options_.rate)));
+    }
+    for (size_t i = 0; i < batch.size(); ++i) done(members[i], there[i]);
+  }
+}
+
+void Repairer::CountCopies(const char* outcome, bool extra, size_t copies) {
+  if (metrics_ == nullptr) return;
+  (extra ? metrics_->hot_copies : metrics_->copies).With({outcome}).Add(copies);
+}
+
 bool Repairer::CopySome(const Member& peer, const std::string& tenant,
-                        absl::Span<const BlockIndex::Listed* const> blocks,
-                        std::vector<bool>* restored) {
+                        absl::Span<const BlockIndex::Listed* const> blocks, Duration ttl,
+                        std::vector<bool>* there, uint64_t* sent) {
+  const bool extra = ttl > Duration(0);
   const absl::StatusOr<KvClient*> client = ClientOf(peer, tenant);
   if (!client.ok()) {
-    if (metrics_ != nullptr) metrics_->copies.With({"failed"}).Add(blocks.size());
+    CountCopies("failed", extra, blocks.size());
     return false;
   }
   const Time now = clock_->Now();
@@ -334,11 +354,11 @@ bool Repairer::CopySome(const Member& peer, const std::string& tenant,
   for (size_t i = 0; i < blocks.size(); ++i) {
     std::unique_ptr<KvNode::Held> block = node_->Hold(blocks[i]->key);
     if (block == nullptr) {  // evicted meanwhile: nothing to copy, and nothing to wait for
-      (*restored)[i] = true;
+      (*there)[i] = true;
       continue;
     }
     const Block& b = **block;
-    specs.push_back({b.key.key, b.parent.key, b.placement, b.kind, b.size, Duration(0),
+    specs.push_back({b.key.key, b.parent.key, b.placement, b.kind, b.size, ttl,
                      /*restored=*/true, std::max(now - blocks[i]->last_use, Duration(0))});
     held.push_back(std::move(block));
     which.push_back(i);
@@ -362,36 +382,93 @@ bool Repairer::CopySome(const Member& peer, const std::string& tenant,
       (*batch)->Write(i, absl::MakeConstSpan(&piece, 1));
     }
     results = (*batch)->Commit(slices, deadline);
+    *sent += (*batch)->totals().bytes;
     if (metrics_ != nullptr) metrics_->bytes.Get().Add((*batch)->totals().bytes);
     batch->reset();
   }
   held.clear();
   bool usable = true;
   for (size_t i = 0; i < results.size(); ++i) {
-    OnResult(*blocks[which[i]], results[i]);
-    (*restored)[which[i]] = results[i].ok() || absl::IsAlreadyExists(results[i]);
+    const char* outcome = OnResult(*blocks[which[i]], results[i]);
+    restored_ += results[i].ok() && !extra;
+    if (extra && results[i].ok()) outcome = "made";
+    if (extra && absl::IsAlreadyExists(results[i])) outcome = "renewed";
+    CountCopies(outcome, extra, 1);
+    (*there)[which[i]] = results[i].ok() || absl::IsAlreadyExists(results[i]);
     usable &= !absl::IsUnavailable(results[i]) && !absl::IsDeadlineExceeded(results[i]);
   }
   return usable;
 }
 
-void Repairer::OnResult(const BlockIndex::Listed& block, const absl::Status& status) {
-  const char* outcome = "failed";
-  if (status.ok()) {
-    outcome = "restored";
-    ++restored_;
-  } else if (absl::IsAlreadyExists(status)) {
-    outcome = "present";
-  } else if (absl::IsResourceExhausted(status)) {
-    outcome = "no_room";
-  } else if (absl::IsFailedPrecondition(status)) {
-    outcome = "erased";
+const char* Repairer::OnResult(const BlockIndex::Listed& block, const absl::Status& status) {
+  if (status.ok()) return "restored";
+  if (absl::IsAlreadyExists(status)) return "present";
+  if (absl::IsResourceExhausted(status)) return "no_room";
+  if (absl::IsFailedPrecondition(status)) {
     node_->EraseCopy(block.key);
-  } else if (absl::IsDataLoss(status)) {
-    // The bytes that arrived differ from their checksums: are ours the bad ones?
-    node_->CheckBlock(block.key, "stored").IgnoreError();
+    return "erased";
   }
-  if (metrics_ != nullptr) metrics_->copies.With({outcome}).Increment();
+  // The bytes that arrived differ from their checksums: are ours the bad ones?
+  if (absl::IsDataLoss(status)) node_->CheckBlock(block.key, "stored").IgnoreError();
+  return "failed";
+}
+
+// --- Extra copies ---
+
+void Repairer::RunHotRound() {
+  const Time now = clock_->Now();
+  const Duration length = now - window_began_;
+  window_began_ = now;
+  std::vector<BlockIndex::Hot> hot = node_->EndReadWindow();
+  const RepairView view = MakeView(now, false);
+  const uint32_t self = view.IndexOf(options_.self);
+  if (self == view.members().size()) return;  // not registered yet
+  std::vector<uint32_t> nodes;
+  std::erase_if(hot, [&](const BlockIndex::Hot& block) {
+    view.Owners(block.placement, &nodes);
+    return std::find(nodes.begin(), nodes.end(), self) == nodes.end();
+  });
+  size_t here = 0;
+  for (uint32_t n = 0; n < view.members().size(); ++n) here += view.presence(n) != Presence::kGone;
+  const auto most = static_cast<uint32_t>(here - std::min(here, view.replicas()));
+  MakeExtraCopies(view, hot_.EndWindow(hot, length, view.replicas(), most, now));
+  if (metrics_ != nullptr)
+    metrics_->hot_blocks.With({options_.name}).Set(static_cast<double>(hot_.blocks_with_copies()));
+}
+
+void Repairer::MakeExtraCopies(const RepairView& view, const std::vector<HotPlan::Step>& steps) {
+  const Time now = clock_->Now(), until = now + options_.interval;
+  std::vector<BlockIndex::Listed> blocks;
+  std::vector<Copy> copies;
+  std::vector<std::vector<bool>> there(steps.size());  // per step and extra node
+  std::vector<size_t> first_copy, untried;
+  std::vector<uint32_t> nodes;
+  for (uint32_t s = 0; s < steps.size(); ++s) {
+    const BlockIndex::Hot& block = steps[s].block;
+    blocks.push_back({block.key, block.placement, block.tenant, block.size, now});
+    first_copy.push_back(copies.size());
+    view.First(view.replicas() + steps[s].copies, block.placement, &nodes);
+    for (size_t n = view.replicas(); n < nodes.size(); ++n) {
+      // Readers look at the first extra nodes of the order: behind one that lacks it none is found.
+      if (view.presence(nodes[n]) != Presence::kHere) break;
+      copies.push_back({s, nodes[n], false});
+      there[s].push_back(false);
+    }
+    untried.push_back(there[s].size());
+  }
+  CopyAll(view, blocks, copies, options_.hot.ttl, until, /*paced=*/true,
+          [&](size_t copy, bool is_there) {
+            const uint32_t s = copies[copy].block;
+            --untried[s];
+            there[s][copy - first_copy[s]] = is_there;
+          });
+  for (uint32_t s = 0; s < steps.size(); ++s) {
+    if (untried[s] > 0 && clock_->Now() >= until) continue;  // no time for it: comes again
+    const auto made = static_cast<uint32_t>(std::find(there[s].begin(), there[s].end(), false) -
+                                            there[s].begin());
+    hot_.Made(steps[s], made, clock_->Now());
+    node_->SetExtraCopies(steps[s].block.key, made);
+  }
 }
 
 absl::StatusOr<KvClient*> Repairer::ClientOf(const Member& peer, const std::string& tenant) {

@@ -14,8 +14,12 @@
 // other, and gets what it lacks. Several nodes that have a block may bring it at the same time: the
 // first one wins, the others are told that it is stored.
 //
-// Threads: one, started by Start. Drain and RunRound are for the thread's owner when it does not
-// run.
+// Besides, every `hot.window`: blocks that this node has to serve often get extra copies at the
+// nodes behind their replicas (hot.h), by the same way and within the same rate; those who read
+// them are told by the node.
+//
+// Threads: one, started by Start. Drain, RunRound and RunHotRound are for the thread's owner when
+// it does not run.
 #pragma once
 
 #include <functional>
@@ -31,6 +35,7 @@
 #include "kvstore/core/kv_node.h"
 #include "kvstore/kv_stub.h"
 #include "kvstore/metrics.h"
+#include "kvstore/repair/hot.h"
 #include "kvstore/repair/plan.h"
 
 namespace oscarkv {
@@ -46,6 +51,7 @@ struct RepairOptions {
   Duration settle = std::chrono::seconds(5);
   Duration call_timeout = std::chrono::seconds(2);
   Duration put_timeout = std::chrono::seconds(10);
+  HotOptions hot;
 };
 
 // A client of one node and one tenant.
@@ -68,6 +74,8 @@ class Repairer {
   size_t Drain(Time deadline);
   // One round, for tests.
   ReplicaStats RunRound();
+  // Ends a window of reads, for tests.
+  void RunHotRound();
 
  private:
   struct Peer {
@@ -101,12 +109,22 @@ class Repairer {
   void Judge(Peer* peer, const absl::Status& status, Time now);
   void Count(const RepairView& view, const Survey& survey, Findings* findings);
   void Publish(const ReplicaStats& stats);
-  // Copies until `until`, when stopped, or when all is done. Updates findings->stats.
-  void CopyAll(const RepairView& view, Findings* findings, Time until, bool paced);
-  // False: the peer cannot be used in this round.
+  // Restores copies until `until`, when stopped, or when all is done. Updates findings->stats.
+  void RestoreAll(const RepairView& view, Findings* findings, Time until, bool paced);
+  // Copies in this order, but those to one peer together; `done` learns of each that was tried
+  // whether it is there now. ttl: 0, or of extra copies.
+  using CopyDone = std::function<void(size_t copy, bool there)>;
+  void CopyAll(const RepairView& view, absl::Span<const BlockIndex::Listed> blocks,
+               absl::Span<const Copy> copies, Duration ttl, Time until, bool paced,
+               const CopyDone& done);
+  // False: the peer cannot be used in this round. Adds to *sent the bytes that went there.
   bool CopySome(const Member& peer, const std::string& tenant,
-                absl::Span<const BlockIndex::Listed* const> blocks, std::vector<bool>* restored);
-  void OnResult(const BlockIndex::Listed& block, const absl::Status& status);
+                absl::Span<const BlockIndex::Listed* const> blocks, Duration ttl,
+                std::vector<bool>* there, uint64_t* sent);
+  // "restored" and so on, for the metrics.
+  const char* OnResult(const BlockIndex::Listed& block, const absl::Status& status);
+  void MakeExtraCopies(const RepairView& view, const std::vector<HotPlan::Step>& steps);
+  void CountCopies(const char* outcome, bool extra, size_t copies);
   absl::StatusOr<KvClient*> ClientOf(const Member& peer, const std::string& tenant);
   void CloseIdleClients(Time now);
   // False: stopped.
@@ -130,6 +148,8 @@ class Repairer {
   uint64_t restored_ = 0;
   Time next_copy_{};
   Time looked_at_{};  // the beginning of the last Look()
+  HotPlan hot_;
+  Time window_began_;
 
   Mutex mu_;
   CondVar changed_;

@@ -120,6 +120,7 @@ absl::StatusOr<KvNodeOptions> NodeOptions(const KvStoreServerOptions& o) {
   n.low_watermark = o.low_watermark;
   n.slab_bytes = o.slab_bytes;
   n.tenant_quota_bytes = o.tenant_quota;
+  n.extra_share = o.hot_memory;
   n.session_ttl = o.session_ttl;
   n.max_pin_ttl = o.pin_ttl;
   n.put_ttl = o.put_ttl;
@@ -221,6 +222,8 @@ absl::Status KvStoreServer::Impl::StartRepair(const KvStoreServerOptions& option
   repair.rate = options.repair_rate;
   repair.interval = options.repair_interval;
   repair.grace = options.repair_grace;
+  repair.hot.copies = static_cast<uint32_t>(options.hot_copies);
+  repair.hot.reads = options.hot_reads;
   if (!options.etcd.empty()) {
     EtcdOptions etcd;
     etcd.endpoints = options.etcd;

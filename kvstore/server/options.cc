@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "common/status_macros.h"
+#include "kvstore/client/extra_copies.h"
 #include "kvstore/cluster/etcd_options.h"
 #include "kvstore/cluster/membership.h"
 
@@ -98,6 +99,14 @@ void AddOptions(OptionTable* table, KvStoreServerOptions* o) {
                      "How often nodes compare what they have");
   table->AddDuration("repair-grace", &o->repair_grace, milliseconds(0), hours(24),
                      "How long a node may be away before others take its place");
+  table->AddInt("hot-copies", &o->hot_copies, 0, kMaxExtraCopies,
+                "Extra copies, beyond the replicas, that blocks get at other nodes while they are "
+                "read much; sent within --repair-rate; 0: none");
+  table->AddFloat("hot-reads", &o->hot_reads, 0.1, 1e6,
+                  "How often per second this node must serve a block to give it another extra "
+                  "copy; below about half of that the copies end");
+  table->AddFloat("hot-memory", &o->hot_memory, 0, 0.5,
+                  "Share of the capacity that extra copies of other nodes' blocks may take");
   table->AddBytes("scrub-rate", &o->scrub_rate, 0, uint64_t{1} << 40,
                   "Bytes of blocks in memory per second that are compared with their checksums; "
                   "0: none");

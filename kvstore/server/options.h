@@ -50,6 +50,9 @@ struct KvStoreServerOptions {
   uint64_t repair_rate = uint64_t{64} << 20;  // bytes per second; 0: no repair
   Duration repair_interval = std::chrono::seconds(10);
   Duration repair_grace = std::chrono::seconds(30);
+  int hot_copies = 2;        // beyond the replicas, of blocks that are read much; 0: none
+  float hot_reads = 20;      // per second: more is much
+  float hot_memory = 0.05f;  // share of the capacity that other nodes' extra copies may take
   uint64_t scrub_rate = uint64_t{16} << 20;  // bytes per second; 0: off
   auth::SecurityOptions security;
 };

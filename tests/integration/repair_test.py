@@ -1,4 +1,5 @@
-"""Lost copies come back by themselves: after kill -9, a standstill and damage in memory, and before a node leaves."""
+"""Lost copies come back by themselves: after kill -9, a standstill and damage in memory, and before a node leaves. What is read
+much gets more copies."""
 import signal
 import subprocess
 import sys
@@ -132,6 +133,26 @@ class Damage(RepairTest):
             if other is not victim:
                 other.kill()  # what is left in the end is what was repaired
         self.expect_full_hits()
+
+
+class HotTest(ClusterTest):
+    options = dict(kvstores=3, attentions=1, capacity="96MiB", worker_args=["--prefill-history", "canonical"],
+                   kvstore_args=["--hot-reads", "0.5"])
+
+    def nodes(self, name, **labels):
+        return sum(n.metric(name, **labels) for n in self.cluster.of("kvstore"))
+
+    def test_what_is_read_much_gets_an_extra_copy_that_is_read(self):
+        question = (words(700), "--max-tokens", 4)
+        first = self.cluster.generate(*question)
+
+        def read():
+            self.assertEqual(tokens(self.cluster.generate(*question)), tokens(first))
+            return self.nodes("oscarkv_kvstore_extra_reads_total") > 0
+        self.cluster.wait_for("an extra copy is read", read, 45)
+        self.assertGreater(self.nodes("oscarkv_kvstore_hot_copies_total", outcome="made"), 0)
+        self.assertGreater(self.nodes("oscarkv_kvstore_extra_bytes"), 0)
+        self.assertEqual(self.nodes("oscarkv_kvstore_hot_copies_total", outcome="failed"), 0)
 
 
 if __name__ == "__main__":

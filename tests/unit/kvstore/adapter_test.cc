@@ -92,7 +92,7 @@ TEST(AdapterTest, StatusesKeepCodesAndTheFirstMessages) {
 TEST(AdapterTest, LocationsComeBackAsTheyWere) {
   kv::GetStartResponse in;
   in.statuses = {absl::OkStatus(), absl::NotFoundError("")};
-  in.locations = {{9, 4096, 100, 77, {{60, 40}, {1, 2}}}, {}};
+  in.locations = {{9, 4096, 100, 77, {{60, 40}, {1, 2}}, 3}, {}};
   v1::GetStartResponse proto;
   ToProto(in, &proto);
   kv::GetStartResponse out;
@@ -102,6 +102,7 @@ TEST(AdapterTest, LocationsComeBackAsTheyWere) {
   EXPECT_EQ(out.locations[0].size, 100u);
   EXPECT_EQ(out.locations[0].generation, 77u);
   EXPECT_EQ(out.locations[0].slices, in.locations[0].slices);
+  EXPECT_EQ(out.locations[0].extra_copies, 3u);
 }
 
 TEST(AdapterTest, WhatIsWrongIsNamed) {

@@ -4,24 +4,13 @@
 
 #include <gtest/gtest.h>
 
-#include <set>
-
-#include "client_fixture.h"
+#include "repair_fixture.h"
 
 namespace oscarkv {
 namespace {
 
 using namespace kvtest;  // NOLINT: a test's own helpers
 using std::chrono::seconds;
-
-constexpr uint64_t kSize = 1200;
-constexpr int kBlocks = 100;
-
-std::vector<Member> Members(const std::string& names) {
-  std::vector<Member> members;
-  for (const char name : names) members.push_back({.endpoint = std::string(1, name)});
-  return members;
-}
 
 TEST(RepairViewTest, AnotherNodeTakesTheFirstPlacesOfThoseThatAreGone) {
   const RepairView all(Members("abcd"), std::vector<Presence>(4, Presence::kHere), 2);
@@ -87,100 +76,6 @@ TEST(RepairViewTest, BlocksThatWaitForANodeAreKnown) {
   EXPECT_FALSE(SurveyBlocks(alone, 0, blocks).silent_owner[0]);
   EXPECT_TRUE(SurveyBlocks(alone, 0, blocks).no_node[0]);
 }
-
-class RepairTest : public ClientTest {
- protected:
-  RepairTest() : buffer_(&transport_, kBlocks * kSize), chain_(Chain(3, kBlocks)) {
-    specs_ = SpecsOf(chain_, kSize);
-  }
-
-  void StartNodes(int nodes, int client_replicas, KvNodeOptions o = {}) {
-    for (int i = 0; i < nodes; ++i) AddServer(&fake_, o);
-    std::string names;
-    for (const auto& [name, server] : servers_) names += name;
-    membership_ = std::make_unique<StaticMembership>(Members(names));
-    for (const auto& [name, server] : servers_) StartRepairer(name);
-    KvClientOptions client;
-    client.replicas = client_replicas;
-    Connect(client);
-  }
-  void StartRepairer(const std::string& name) {
-    RepairOptions o;
-    o.self = o.name = name;
-    o.rate = 0;
-    o.settle = Duration(0);
-    o.grace = seconds(30);
-    TestServer* server = servers_[name].get();
-    const KvStubFactory stubs = [this](const std::string& peer) {
-      return servers_[peer]->NewStub();
-    };
-    const auto connect = [=](const Member& peer, const std::string& tenant) {
-      KvClientOptions client;
-      client.nodes = {peer.endpoint};
-      client.replicas = 1;
-      client.tenant = tenant;
-      client.transport = server->transport();
-      return CreateKvClient(client, stubs);
-    };
-    repairers_[name] = std::make_unique<Repairer>(o, server->node(), membership_.get(), stubs,
-                                                  connect, &fake_, &metrics_);
-  }
-  void Put() { ASSERT_TRUE(AllOk(PutAll(client_.get(), specs_, buffer_.data()))); }
-  // Every node that is there looks `rounds` times.
-  void Rounds(int rounds) {
-    for (int i = 0; i < rounds; ++i) {
-      for (const auto& [name, repairer] : repairers_) {
-        if (!away_.contains(name)) stats_[name] = repairer->RunRound();
-      }
-    }
-  }
-  void Unplug(const std::string& name) {
-    servers_[name]->set_plugged(false);
-    away_.insert(name);
-    // The client learns it: what it opened there is gone when another process comes back.
-    Await([&] { return !client_->Stats(Soon())[name[0] - 'a'].reachable; });
-  }
-  // Another process, its memory empty.
-  void Return(const std::string& name) {
-    repairers_.erase(name);
-    servers_[name]->Restart();
-    StartRepairer(name);
-    servers_[name]->set_plugged(true);
-    away_.erase(name);
-  }
-  uint64_t Waiting() {
-    uint64_t sum = 0;
-    for (const auto& [name, s] : stats_) sum += away_.contains(name) ? 0 : s.waiting_blocks;
-    return sum;
-  }
-  uint64_t Blocks(const std::string& node) { return servers_[node]->Stats().kind_blocks[0]; }
-  double Copies(const char* outcome) { return metrics_.copies.With({outcome}).value(); }
-  // All blocks are found and delivered, once the client knows who is there.
-  void ExpectAll() {
-    Await([&] {
-      for (const KvNodeStats& s : client_->Stats(Soon())) {
-        if (s.reachable == away_.contains(s.node)) return false;
-      }
-      return true;
-    });
-    EXPECT_EQ(*client_->Match(chain_, Soon()), chain_.size());
-    std::memset(buffer_.data(), 0, kBlocks * kSize);
-    EXPECT_TRUE(AllOk(client_->Get(RequestsOf(specs_, buffer_.data()), Soon(), nullptr)));
-    for (int i = 0; i < kBlocks; ++i) {
-      EXPECT_EQ(std::string(reinterpret_cast<char*>(buffer_.data()) + i * kSize, kSize),
-                Bytes(chain_[i], kSize));
-    }
-  }
-
-  Buffer buffer_;
-  const std::vector<BlockKey> chain_;
-  std::vector<BlockSpec> specs_;
-  std::unique_ptr<StaticMembership> membership_;
-  KvRepairMetrics metrics_{&registry_};
-  std::map<std::string, std::unique_ptr<Repairer>> repairers_;
-  std::map<std::string, ReplicaStats> stats_;
-  std::set<std::string> away_;
-};
 
 TEST_F(RepairTest, APutThatGotOneCopyGetsItsSecond) {
   StartNodes(3, /*client_replicas=*/1);
