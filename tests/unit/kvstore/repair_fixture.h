@@ -68,6 +68,14 @@ class RepairTest : public ClientTest {
       }
     }
   }
+  // Until no copy is missing. A repairer may first find out that its session was with a process
+  // that is gone; a thread of its own connects it again.
+  void Settle() {
+    Await([&] {
+      Rounds(1);
+      return Waiting() == 0;
+    });
+  }
   void Unplug(const std::string& name) {
     servers_[name]->set_plugged(false);
     away_.insert(name);

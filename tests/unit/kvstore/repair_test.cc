@@ -154,8 +154,7 @@ TEST_F(RepairTest, BlocksOfADeadNodeGetAnotherCopyAfterTheGrace) {
   // Both come back, empty.
   Return("b");
   Return("c");
-  Rounds(3);
-  EXPECT_EQ(Waiting(), 0u);
+  Settle();
   EXPECT_GE(Blocks("b") + Blocks("c"), uint64_t{kBlocks});
   EXPECT_EQ(stats_["a"].no_node_blocks, 0u);
   EXPECT_EQ(stats_["a"].silent_peers, 0u);
@@ -170,7 +169,7 @@ TEST_F(RepairTest, ANodeThatReturnsWithinTheGraceGetsWhatItLacks) {
   Rounds(1);
   EXPECT_EQ(stats_["a"].waiting_blocks, uint64_t{kBlocks});
   Return("b");
-  Rounds(2);
+  Settle();
   EXPECT_EQ(Blocks("b"), uint64_t{kBlocks});
   EXPECT_EQ(Waiting(), 0u);
   Unplug("a");
