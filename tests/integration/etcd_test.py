@@ -36,7 +36,7 @@ class Etcd:
         self.process = subprocess.Popen(
             ["etcd", "--data-dir", self.folder.name + "/data", "--listen-client-urls", client, "--advertise-client-urls", client,
              "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}",
-             "--log-level", "error", *secure], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+             "--log-level", "error", "--bcrypt-cost", "4", *secure], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             try:
