@@ -23,6 +23,13 @@ constexpr struct {
   const char* task;
   int questions;
 } kTasks[] = {{"multi", 5}, {"single", 1}, {"copy", 8}};
+// 0: no such task.
+int QuestionsPerText(const std::string& task) {
+  for (const auto& t : kTasks) {
+    if (task == t.task) return t.questions;
+  }
+  return 0;
+}
 using Tokens = std::vector<int32_t>;
 
 struct Treatment {
@@ -54,6 +61,7 @@ class Evaluator {
       : options_(options), config_(config), tokenizer_(tokenizer) {}
 
   absl::StatusOr<EvalReport> Run(const std::vector<Text>& texts) {
+    RETURN_IF_ERROR(CheckOptions());
     RETURN_IF_ERROR(Load());
     PromptPlan plan;
     plan.prompt_tokens = options_.window_tokens;
@@ -91,6 +99,25 @@ class Evaluator {
     Tokens tokens;
     int asked = 0;  // where the answer starts
   };
+
+  // What would end a run after minutes.
+  absl::Status CheckOptions() const {
+    for (const std::string& task : options_.needle_tasks) {
+      if (QuestionsPerText(task) == 0) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("task \"", task, "\", known are multi, single and copy"));
+      }
+    }
+    if (options_.windows >= 0 && options_.greedy_tokens > 0 &&
+        int64_t{options_.window_tokens} + options_.greedy_tokens >
+            config_.max_position_embeddings) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("windows of ", options_.window_tokens,
+                       " tokens and greedy continuations of ", options_.greedy_tokens,
+                       " exceed the model's context of ", config_.max_position_embeddings));
+    }
+    return absl::OkStatus();
+  }
 
   absl::Status Load() {
     std::vector<std::string> names = {"bf16"};
@@ -284,11 +311,6 @@ class Evaluator {
   // bf16's greedy continuation of a prompt, by decoding.
   absl::StatusOr<Tokens> Continue(const Treatment& t, const Tokens& prompt) const {
     const int n = static_cast<int>(prompt.size()), end = n + options_.greedy_tokens;
-    if (end > config_.max_position_embeddings) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "windows of ", n, " tokens and greedy continuations of ", options_.greedy_tokens,
-          " exceed the model's context of ", config_.max_position_embeddings));
-    }
     LocalSequence sequence(*t.model, end);
     std::vector<float> logits;
     for (int start = 0; start < n; start += kChunk) {
@@ -364,18 +386,13 @@ class Evaluator {
   }
 
   absl::Status RunNeedles(const std::vector<Text>& texts, const std::string& task, int length) {
-    const auto known = std::find_if(std::begin(kTasks), std::end(kTasks),
-                                    [&](const auto& t) { return task == t.task; });
-    if (known == std::end(kTasks)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("task \"", task, "\", known are multi, single and copy"));
-    }
+    const int per_text = QuestionsPerText(task);
     std::string book;
     for (const Text& text : texts) book += text.content;
-    for (int first = 0; first < options_.needles; first += known->questions) {
+    for (int first = 0; first < options_.needles; first += per_text) {
       const uint64_t seed = options_.seed * 1000003 + static_cast<uint64_t>(length) * 1000 + first;
       ASSIGN_OR_RETURN(std::vector<Question> questions,
-                       Questions(book, task, length, known->questions, seed));
+                       Questions(book, task, length, per_text, seed));
       questions.resize(std::min<size_t>(questions.size(), options_.needles - first));
       for (Treatment& t : treatments_) {
         ASSIGN_OR_RETURN(std::vector<int> right, Answers(t, questions));

@@ -145,6 +145,18 @@ TEST(ShapedCodecTest, TransformsUndoEachOther) {
   EXPECT_EQ(codec->KeyMean(0, 1)[2], 0.3f);
 }
 
+// Energy of the difference, as a share of that of the rows.
+double ErrorShare(const std::vector<kernels::Bf16>& rows,
+                  const std::vector<kernels::Bf16>& decoded) {
+  double error = 0, energy = 0;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const double x = kernels::ToFloat(rows[i]), e = kernels::ToFloat(decoded[i]) - x;
+    error += e * e;
+    energy += x * x;
+  }
+  return error / energy;
+}
+
 TEST(ShapedCodecTest, PagesAreTheKernels) {
   const ShapedParameters p = Parameters();
   const auto codec = Create(p);
@@ -170,13 +182,7 @@ TEST(ShapedCodecTest, PagesAreTheKernels) {
   ASSERT_EQ(kernels::EncodePageHeadShaped(kernels::Backend::kRef, args, nullptr),
             kernels::KernelStatus::kOk);
   EXPECT_EQ(expected, whole);
-  double error = 0, energy = 0;
-  for (size_t i = 0; i < block.size(); ++i) {
-    const double x = kernels::ToFloat(block[i]), e = kernels::ToFloat(decoded[i]) - x;
-    error += e * e;
-    energy += x * x;
-  }
-  EXPECT_LT(error, 0.2 * energy);
+  EXPECT_LT(ErrorShare(block, decoded), 0.2);
   block[3] = kernels::ToBf16(INFINITY);
   EXPECT_EQ(codec->EncodeLayer(0, block.data(), page.data()).code(),
             absl::StatusCode::kInvalidArgument);
@@ -196,13 +202,7 @@ TEST(ShapedCodecTest, SymmetricPagesAreSmaller) {
   ASSERT_TRUE(codec->EncodeLayer(1, block.data(), page.data()).ok());
   EXPECT_EQ(page.back(), 0xab);
   ASSERT_TRUE(codec->DecodeLayer(1, page.data(), decoded.data()).ok());
-  double error = 0, energy = 0;
-  for (size_t i = 0; i < block.size(); ++i) {
-    const double x = kernels::ToFloat(block[i]), e = kernels::ToFloat(decoded[i]) - x;
-    error += e * e;
-    energy += x * x;
-  }
-  EXPECT_LT(error, 0.2 * energy);
+  EXPECT_LT(ErrorShare(block, decoded), 0.2);
 }
 
 TEST(ShapedCodecTest, FoundInAFolder) {

@@ -108,6 +108,13 @@ TEST(EvaluateTest, Refused) {
   EvalOptions options;
   options.model_dir = "models/reference";
   EXPECT_THAT(std::string(Evaluate(options).status().message()), HasSubstr("--text"));
+  // Before the work, not minutes later.
+  options.text_files = {"tests/data/wendigo.txt"};
+  options.needle_tasks = {"multi", "riddle"};
+  EXPECT_THAT(std::string(Evaluate(options).status().message()), HasSubstr("task \"riddle\""));
+  options.needle_tasks = {"multi"};
+  options.greedy_tokens = 65536;
+  EXPECT_THAT(std::string(Evaluate(options).status().message()), HasSubstr("exceed the model's"));
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cstring>
 #include <functional>
 #include <map>
 #include <thread>
@@ -148,6 +149,15 @@ class ClientTest : public testing::Test {
         CreateKvClient(o, [this](const std::string& name) { return servers_[name]->NewStub(); });
     ASSERT_TRUE(client.ok()) << client.status();
     client_ = *std::move(client);
+  }
+  // Get delivers all, into a buffer with room for `size` bytes of each.
+  void ExpectDelivered(const std::vector<BlockSpec>& specs, uint64_t size, uint8_t* buffer) {
+    std::memset(buffer, 0, specs.size() * size);
+    EXPECT_TRUE(AllOk(client_->Get(RequestsOf(specs, buffer), Soon(), nullptr)));
+    for (size_t i = 0; i < specs.size(); ++i) {
+      EXPECT_EQ(std::string(reinterpret_cast<char*>(buffer) + i * size, size),
+                Bytes(specs[i].key, size));
+    }
   }
   // Until `condition` holds; what is waited for is the client's own thread.
   static void Await(const std::function<bool()>& condition) {

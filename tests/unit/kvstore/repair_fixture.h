@@ -106,12 +106,7 @@ class RepairTest : public ClientTest {
       return true;
     });
     EXPECT_EQ(*client_->Match(chain_, Soon()), chain_.size());
-    std::memset(buffer_.data(), 0, kBlocks * kSize);
-    EXPECT_TRUE(AllOk(client_->Get(RequestsOf(specs_, buffer_.data()), Soon(), nullptr)));
-    for (int i = 0; i < kBlocks; ++i) {
-      EXPECT_EQ(std::string(reinterpret_cast<char*>(buffer_.data()) + i * kSize, kSize),
-                Bytes(chain_[i], kSize));
-    }
+    ExpectDelivered(specs_, kSize, buffer_.data());
   }
 
   Buffer buffer_;

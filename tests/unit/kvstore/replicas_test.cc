@@ -70,12 +70,7 @@ class ReplicasTest : public ClientTest {
   // Match finds all, Get delivers all.
   void ExpectAll() {
     EXPECT_EQ(*client_->Match(chain_, Soon()), chain_.size());
-    std::memset(buffer_.data(), 0, kBlocks * kSize);
-    EXPECT_TRUE(AllOk(client_->Get(RequestsOf(specs_, buffer_.data()), Soon(), nullptr)));
-    for (int i = 0; i < kBlocks; ++i) {
-      EXPECT_EQ(std::string(reinterpret_cast<char*>(buffer_.data()) + i * kSize, kSize),
-                Bytes(chain_[i], kSize));
-    }
+    ExpectDelivered(specs_, kSize, buffer_.data());
     std::vector<BlockKey> placement;
     for (const BlockSpec& s : specs_) placement.push_back(s.placement);
     for (bool stored : client_->Exists(chain_, placement, Soon())) EXPECT_TRUE(stored);
