@@ -1,8 +1,10 @@
-"""The Debian package in a bare Debian 12: installs with what it depends on, its config files start a cluster, an upgrade keeps what the
-operator changed, purging leaves nothing."""
+"""The Debian package in a bare Debian 12: installs with what it depends on, its units' command lines start a cluster that does what README
+and docs/operations.md say, an upgrade keeps what the operator changed, purging leaves nothing."""
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import tempfile
 import time
@@ -59,7 +61,7 @@ class Deb(unittest.TestCase):
             self.assertTrue((self.root.path / path).is_file(), path)
         conffiles = self.root.run("dpkg-query", "-W", "-f", "${Conffiles}", "oscarkv")
         self.assertEqual(set(re.findall(r"/etc/\S+", conffiles)), {f"/etc/oscarkv/{r}.conf" for r in ROLES})
-        self.cluster_answers()
+        self.walk()
 
         mine = self.root.path / "etc/oscarkv/kvstore.conf"
         mine.write_text(mine.read_text().replace("capacity = 1GiB", "capacity = 2GiB"))
@@ -75,36 +77,108 @@ class Deb(unittest.TestCase):
         self.assertEqual([p for p in left.splitlines() if p.removeprefix(str(self.root.path)) and
                           "oscarkv" in p.removeprefix(str(self.root.path))], [])
 
-    def cluster_answers(self):
-        """The four roles by the packaged config files as their user; ports are changed so that the test can run anywhere."""
-        uid = self.root.run("sh", "-c", "echo $(id -u oscarkv):$(id -g oscarkv)").strip()
-        processes, logs = [], []
-        changed = {"kvstore": ["--ucx-lanes", "tcp"]}
+    def walk(self):
+        """README's and docs/operations.md's way from the installed package to an answer, without systemd: the unit's command lines with its
+        user, environment and rights, the config files as they came, on the ports that they name (in a network of their own)."""
+        readme, operations = (ROOT / "README.md").read_text(), (ROOT / "docs/operations.md").read_text()
+        units = {re.search(r"^systemctl enable --now ([\w@ ]+\w)", text, re.M)[1] for text in (readme, operations)}
+        self.assertEqual(units, {" ".join(f"oscarkv@{role}" for role in ROLES)})
+        network = rootfs.NetworkNamespace(f"okvd-{os.getpid()}")
+        self.addCleanup(network.close)
+        units = Units(self.root, Path(self.folder.name), network.name)
         try:
-            addresses = {}
-            for role in ROLES:
-                if role != "kvstore":
-                    changed[role] = ["--nodes", addresses["kvstore"]] + (["--ucx-lanes", "tcp"] if role != "gateway" else
-                                    ["--prefill", addresses["prefill"], "--attention", addresses["attention"]])
-                log = Path(self.folder.name, f"{role}.log")
-                logs.append(log)
-                if role == "gateway":
-                    changed[role] += ["--http-listen", "127.0.0.1:0"]
-                processes.append(self.root.start("oscarkv", role, "--config", f"/etc/oscarkv/{role}.conf", "--listen", "127.0.0.1:0",
-                                                 "--metrics-listen", "", *changed[role], log=log, user=uid))
-                deadline = time.monotonic() + 60
-                while " ready grpc_port=" not in log.read_text():
-                    self.assertIsNone(processes[-1].poll(), log.read_text())
-                    self.assertLess(time.monotonic(), deadline, log.read_text())
-                    time.sleep(0.05)
-                addresses[role] = "127.0.0.1:" + log.read_text().split(" ready grpc_port=")[1].split()[0]
-            out = self.root.run("oscarkv", "generate", "--gateway", addresses["gateway"], "--prompt", "The Wendigo", "--max-tokens", "4",
-                                "--json", user=uid)
-            self.assertEqual(json.loads(out.splitlines()[-1])["usage"]["generated_tokens"], 4)
+            units.start(ROLES)
+            units.run_until_done(self.root.command("oscarkv", "status", "--wait", "3m", network=network.name))
+            typed = re.search(r"^systemctl enable .*?^```", operations, re.M | re.S)[0].splitlines()[1:-1]
+            self.assertEqual([line.split()[0] for line in typed], ["oscarkv", "curl"])
+            out = self.root.run("sh", "-c", typed[0], network=network.name)
+            self.assertRegex(out, r"\d+ prompt tokens \(\d+ from the cache\), [1-9]\d* generated; TTFT")
+            answer = json.loads(self.typed(network, typed[1] + " --silent --fail"))
+            self.assertEqual(answer["usage"]["completion_tokens"], 20)
+            self.assertTrue(answer["choices"][0]["text"])
+            self.assertIn("<title>oscarkv</title>", self.typed(network, "curl --silent --fail http://127.0.0.1:7480/"))
+            self.prometheus_watches(network, readme)
         finally:
-            for process in reversed(processes):
-                process.terminate()
-                process.wait(30)
+            self.assertEqual(units.stop(), {role: 0 for role in ROLES}, units.logs())
+
+    def typed(self, network, line):
+        return subprocess.run(network.command("sh", "-c", line), check=True, capture_output=True, text=True).stdout
+
+    def prometheus_watches(self, network, readme):
+        """The files that README has copied, under a Prometheus of Debian's that is told nothing else."""
+        etc = self.root.path / "etc/prometheus"
+        etc.mkdir()
+        for source, target in re.findall(r"cp (deploy/prometheus/\S+) (/etc/prometheus/\S*)", readme):
+            shutil.copy(ROOT / source, self.root.path / target.lstrip("/"))
+        process = subprocess.Popen(network.command("prometheus", f"--config.file={etc}/prometheus.yml",
+                                                   f"--storage.tsdb.path={self.folder.name}/prometheus"),
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            ask = "curl --silent http://127.0.0.1:9090/api/v1/"
+            deadline = time.monotonic() + 90
+            up = []
+            while sorted(up) != sorted(ROLES):
+                self.assertLess(time.monotonic(), deadline, f"scraped are {up}")
+                time.sleep(0.5)
+                out = subprocess.run(network.command("sh", "-c", ask + "targets"), capture_output=True, text=True).stdout
+                targets = json.loads(out)["data"]["activeTargets"] if out.startswith("{") else []
+                up = [t["labels"]["component"] for t in targets if t["health"] == "up"]
+            groups = json.loads(self.typed(network, ask + "rules"))["data"]["groups"]
+            self.assertGreater(sum(len(g["rules"]) for g in groups), 30)
+            self.assertEqual([r["name"] for g in groups for r in g["rules"] if r["state"] == "firing"], [])
+        finally:
+            process.terminate()
+            process.wait(30)
+            shutil.rmtree(etc)
+
+
+class Units:
+    """As much of systemd as oscarkv@.service asks for."""
+
+    def __init__(self, root, folder, network):
+        self.root, self.folder, self.network = root, folder, network
+        lines = [line.partition("=")[::2] for line in (root.path / "lib/systemd/system/oscarkv@.service").read_text().splitlines()
+                 if "=" in line and not line.startswith("#")]
+        self.unit = dict(lines)
+        self.environment = dict(value.partition("=")[::2] for name, value in lines if name == "Environment")
+        passwd = dict(line.split(":", 1) for line in (root.path / "etc/passwd").read_text().splitlines())
+        self.user = ":".join(passwd[self.unit["User"]].split(":")[1:3])
+        self.processes = {}
+
+    def start(self, roles):
+        """All at once: who finds no KV node yet ends, and is started again."""
+        for role in roles:
+            self.start_one(role)
+
+    def start_one(self, role):
+        command = shlex.split(self.unit["ExecStart"].replace("%i", role))
+        self.processes[role] = self.root.start(*command, log=self.folder / f"{role}.log", env=self.environment, user=self.user,
+                                               read_only=self.unit["ProtectSystem"] == "strict", network=self.network)
+
+    def run_until_done(self, command):
+        """Restart=on-failure, RestartSec, RestartPreventExitStatus, while the command runs."""
+        status = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        while status.poll() is None:
+            time.sleep(float(self.unit["RestartSec"]))
+            for role, process in self.processes.items():
+                if process.poll() is not None:
+                    if process.returncode in (0, int(self.unit["RestartPreventExitStatus"])):
+                        status.kill()
+                        raise AssertionError(f"oscarkv@{role} ended with {process.returncode}\n{self.logs()}")
+                    self.start_one(role)
+        if status.returncode != 0:
+            raise AssertionError(status.stdout.read() + self.logs())
+        status.stdout.close()
+
+    def stop(self):
+        """{role: exit status}, gateway first."""
+        for role, process in reversed(self.processes.items()):
+            process.terminate()
+            process.wait(60)
+        return {role: process.returncode for role, process in self.processes.items()}
+
+    def logs(self):
+        return "\n".join(f"--- {p.name}\n{p.read_text()[-3000:]}" for p in sorted(self.folder.glob("*.log")))
 
 
 if __name__ == "__main__":

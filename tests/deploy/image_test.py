@@ -24,10 +24,8 @@ class Image(unittest.TestCase):
         cls.addClassCleanup(cls.folder.cleanup)
         path = Path(cls.folder.name)
         base = rootfs.debootstrap(path / "base")
-        cache = Path.home() / ".cache/ccache"
         cls.file = rootfs.Dockerfile(ROOT, ROOT / "deploy/docker/Dockerfile", path, lambda p: rootfs.copy_root(base, p),
-                                     {"BUILD_BASE": "debian:12-slim", "VERSION": VERSION}, cache if cache.is_dir() else "",
-                                     path / "log")
+                                     {"BUILD_BASE": "debian:12-slim", "VERSION": VERSION}, rootfs.compiler_cache(), path / "log")
         cls.image = cls.file.stages["last"]
         cls.user = cls.file.kept["USER"]
         cls.processes = []

@@ -7,6 +7,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
+import rootfs
 from reference import ROOT, config_lines, options, seconds
 
 BINARY = os.environ.get("OSCARKV_BINARY", str(ROOT / "build/release/cli/oscarkv"))
@@ -98,6 +99,13 @@ class Shipped(unittest.TestCase):
         scraped = (ROOT / "deploy/prometheus/prometheus.yaml").read_text()
         for role in ROLES:
             self.assertRegex(scraped, rf'"{re.escape(conf[role]["metrics-listen"])}"\]\n +labels: {{component: {role}}}')
+
+    def test_what_is_installed_is_in_the_images_context(self):
+        installed = re.findall(r"\$\{CMAKE_SOURCE_DIR\}/([^\s)]+)", (ROOT / "cmake/Packaging.cmake").read_text())
+        context = rootfs.context_files(ROOT)
+        self.assertIn("README.md", installed)
+        for path in (p for p in installed if "${" not in p):
+            self.assertTrue(any(f == path or f.startswith(path + "/") for f in context), f".dockerignore keeps {path} from the image's build")
 
     def test_unit(self):
         unit = ROOT / "deploy/systemd/oscarkv@.service"

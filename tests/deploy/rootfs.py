@@ -28,13 +28,15 @@ class Root:
     def __init__(self, path):
         self.path = Path(path)
 
-    def command(self, *command, user="", read_only=False, cache=""):
+    def command(self, *command, user="", read_only=False, cache="", network=""):
+        """`network`: the name of a network namespace."""
         inside = [str(c) for c in command]
         if user:  # chroot(2) needs root: privileges are dropped behind it, by the root's own setpriv
             uid, _, gid = user.partition(":")
             inside = ["setpriv", "--reuid", uid, "--regid", gid, "--clear-groups", "--no-new-privs", "--bounding-set=-all",
                       "--inh-caps=-all", *inside]
-        return ["unshare", "--mount", "sh", "-c", ENTER, "enter", str(self.path), "ro" if read_only else "rw", str(cache), *inside]
+        elsewhere = ["nsenter", f"--net=/run/netns/{network}"] if network else []
+        return [*elsewhere, "unshare", "--mount", "sh", "-c", ENTER, "enter", str(self.path), "ro" if read_only else "rw", str(cache), *inside]
 
     def run(self, *command, env=None, log=None, **how):
         """Standard output; raises with the command's end when it fails."""
@@ -48,9 +50,9 @@ class Root:
             raise AssertionError(f"{shlex.join(map(str, command))}: exit {run.returncode}\n{run.stdout[-3000:]}")
         return run.stdout
 
-    def start(self, *command, log, **how):
-        clean = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "OMP_WAIT_POLICY": "passive"}
-        with open(log, "wb") as f:
+    def start(self, *command, log, env=None, **how):
+        clean = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **({"OMP_WAIT_POLICY": "passive"} if env is None else env)}
+        with open(log, "ab") as f:
             return subprocess.Popen(self.command(*command, **how), env=clean, stdout=f, stderr=f, stdin=subprocess.DEVNULL)
 
 
@@ -130,6 +132,31 @@ class Dockerfile:
                     shutil.copy(self.repository / file, target / file)
             else:
                 shutil.copy(self.repository / source, target)
+
+
+def compiler_cache():
+    """Where ccache of this machine keeps what was compiled, or "": then all is compiled anew, by the same steps."""
+    cache = Path(os.environ.get("CCACHE_DIR") or Path.home() / ".cache/ccache")
+    return cache if cache.is_dir() else ""
+
+
+class NetworkNamespace:
+    """With nothing but a loopback interface: whatever ports are taken outside are free here."""
+
+    def __init__(self, name):
+        self.name = name
+        subprocess.run(["ip", "netns", "add", name], check=True)
+        try:
+            subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+        except subprocess.CalledProcessError:
+            self.close()
+            raise
+
+    def command(self, *command):
+        return ["nsenter", f"--net=/run/netns/{self.name}", *map(str, command)]
+
+    def close(self):
+        subprocess.run(["ip", "netns", "del", self.name], check=True)
 
 
 def possible():

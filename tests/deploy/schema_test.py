@@ -33,7 +33,7 @@ class Schemas(unittest.TestCase):
         return run.returncode, run.stdout + run.stderr
 
     def test_overlays(self):
-        for overlay in ("cpu", "cuda", "rdma", "dev"):
+        for overlay in ("cpu", "cuda", "rdma", "dev", "secure"):
             with self.subTest(overlay=overlay):
                 status, output = self.check(kustomize.build(ROOT / "deploy/k8s/overlays" / overlay))
                 self.assertEqual(status, 0, output)
