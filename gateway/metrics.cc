@@ -87,6 +87,10 @@ GatewayMetrics::GatewayMetrics(MetricRegistry* r)
                            "DEADLINE_EXCEEDED", "ABORTED", "INTERNAL", "DATA_LOSS"}) {
     requests.With({code});
   }
+  for (const char* reason :
+       {"tls", "header", "body", "memory", "connections", "slow", "slow_reader", "malformed"}) {
+    http_refused.With({reason});
+  }
 }
 
 }  // namespace oscarkv::gateway

@@ -11,7 +11,6 @@ import threading
 import time
 
 PREFIX = "okvc"
-BRIDGE = PREFIX + "-br"
 SUBNET = "10.213.77"
 
 
@@ -39,20 +38,20 @@ def why_not():
 
 
 class Host:
-    def __init__(self, name, number):
-        self.namespace = f"{PREFIX}-{name}"
-        self.port = f"{PREFIX}{number}"  # its end on the bridge
-        self.address = f"{SUBNET}.{number}"
+    def __init__(self, name, number, prefix=PREFIX, subnet=SUBNET):
+        self.namespace = f"{prefix}-{name}"
+        self.port = f"{prefix}{number}"  # its end on the bridge
+        self.address = f"{subnet}.{number}"
         self.prefix = ["ip", "netns", "exec", self.namespace]
 
 
-def _only_run(seconds=300):
+def _only_run(prefix, seconds=300):
     """Names and addresses are those of one run: a second one, even of another clone, waits until the socket's name is free."""
     lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     deadline = time.monotonic() + seconds
     while True:
         try:
-            lock.bind(f"\0{PREFIX}-chaos")
+            lock.bind(f"\0{prefix}-chaos")
             return lock
         except OSError as e:
             if time.monotonic() > deadline:
@@ -61,21 +60,23 @@ def _only_run(seconds=300):
 
 
 class Network:
-    def __init__(self):
-        self._lock = _only_run()
+    def __init__(self, prefix=PREFIX, subnet=SUBNET):
+        """Runs of different prefixes and subnets do not disturb each other."""
+        self._lock = _only_run(prefix)
+        self.prefix, self.subnet, self.bridge = prefix, subnet, f"{prefix}-br"
         self.hosts = {}
         self.clear()
-        _ip("link", "add", BRIDGE, "type", "bridge")
-        _ip("addr", "add", f"{SUBNET}.1/24", "dev", BRIDGE)
-        _ip("link", "set", BRIDGE, "up")
+        _ip("link", "add", self.bridge, "type", "bridge")
+        _ip("addr", "add", f"{subnet}.1/24", "dev", self.bridge)
+        _ip("link", "set", self.bridge, "up")
 
     def host(self, name):
         if name in self.hosts:
             return self.hosts[name]
-        host = self.hosts[name] = Host(name, len(self.hosts) + 2)
+        host = self.hosts[name] = Host(name, len(self.hosts) + 2, self.prefix, self.subnet)
         _ip("netns", "add", host.namespace)
         _ip("link", "add", host.port, "type", "veth", "peer", "name", "eth0", "netns", host.namespace)
-        _ip("link", "set", host.port, "master", BRIDGE, "up")
+        _ip("link", "set", host.port, "master", self.bridge, "up")
         inside = ("-n", host.namespace)
         _ip(*inside, "addr", "add", host.address + "/24", "dev", "eth0")
         _ip(*inside, "link", "set", "lo", "up")
@@ -92,16 +93,17 @@ class Network:
         _ip("link", "set", self.hosts[name].port, "nomaster")
 
     def join(self, name):
-        _ip("link", "set", self.hosts[name].port, "master", BRIDGE)
+        _ip("link", "set", self.hosts[name].port, "master", self.bridge)
 
-    @staticmethod
-    def clear():
+    def clear(self):
         for line in _ip("netns", "list").stdout.splitlines():
-            if line.startswith(PREFIX + "-"):
+            if line.startswith(self.prefix + "-"):
                 _ip("netns", "del", line.split()[0], check=False)
-        _ip("link", "del", BRIDGE, check=False)
+        _ip("link", "del", self.bridge, check=False)
 
-    close = clear
+    def close(self):
+        self.clear()
+        self._lock.close()
 
 
 class Proxy:

@@ -6,19 +6,22 @@ OscarkvStoreNodeUnreachable and OscarkvGatewayAbsent. Minutes: labelled slow. Pr
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import unittest
+import urllib.request
 from pathlib import Path
 
 from certificates import Certificates
-from cluster import BINARY, ROOT, Cluster, words
+from cluster import BINARY, ROOT, Cluster, Role, words
 from dashboards_test import Prometheus
 
 sys.path.insert(0, str(ROOT / "tests/chaos"))
 from faults import flip_blocks, flip_files  # noqa: E402
+from hosts import Network, why_not  # noqa: E402
 
 SEEN = []  # (alert, how, seconds)
 
@@ -31,6 +34,26 @@ class NoCommonLane(Cluster):
         if "--ucx-lanes" in args:
             args[args.index("--ucx-lanes") + 1] = "shm" if role.startswith("kvstore") else "tcp"
         return super().start(role, args, listen)
+
+
+class FarStore(Cluster):
+    """The KV node is on a host of its own, to which the way can be made slow."""
+
+    def __init__(self, network, **options):
+        self.network = network
+        super().__init__(lanes="tcp", **options)
+
+    def start(self, role, args, listen="127.0.0.1:0"):
+        if not role.startswith("kvstore"):
+            return super().start(role, [*args, *(() if role == "gateway" else ("--ucx-devices", self.network.bridge))], listen)
+        host = self.network.host(role)
+        self.roles[role] = Role(self._folder.name, role, [*args, "--metrics-listen", f"{host.address}:0", "--ucx-devices", "eth0"],
+                                f"{host.address}:0", host.prefix)
+        return self.roles[role]
+
+    def way(self, how, *rate):
+        """how: add, with a rate towards the node, or del."""
+        subprocess.run(["tc", "qdisc", how, "dev", self.network.hosts["kvstore-0"].port, "root", *rate], check=True)
 
 
 @unittest.skipIf(shutil.which("prometheus") is None, "prometheus is not installed (./test installs it)")
@@ -214,6 +237,59 @@ class Alerts(unittest.TestCase):
             prompt.communicate(timeout=60)
         self.expect("a KV node stopped for 2 s again and again while prompts are stored over TCP, --store-timeout 1s",
                     "OscarkvTransferErrors", timeout=120, meanwhile=interrupted)
+
+    def lag(self, *attention_args):
+        """Eight answers whose blocks go to a KV node slower than they are computed."""
+        network = Network("okva", "10.213.78")
+        self.addCleanup(network.close)
+        c = self.start(lambda **options: FarStore(network, **options), attention_args=attention_args)
+        answers = self.long_answers(8)
+        c.wait_for("all decode", lambda: c["attention-0"].metric("oscarkv_attention_running_sequences") == 8, 60)
+        # A page of 64 tokens has 88 KB; the store takes at most one of them in 1.4 s.
+        c.way("add", "tbf", "rate", "512kbit", "burst", "16kb", "latency", "100ms")
+        self.expect(" ".join(("eight long answers at once, and 512 kbit/s towards the KV node", *attention_args)), "OscarkvDroppedPuts",
+                    timeout=600)
+        for p in answers:
+            p.kill()
+        c.way("del")
+        return c["attention-0"]
+
+    @unittest.skipIf(why_not(), why_not())
+    def test_a_store_that_lags(self):
+        worker = self.lag("--store-timeout", "60s")
+        self.assertGreater(worker.metric("oscarkv_attention_dropped_puts_total"), 100)
+
+    @unittest.skipIf(why_not(), why_not())
+    def test_a_store_that_is_late(self):
+        worker = self.lag()
+        self.assertGreater(worker.metric("oscarkv_worker_blocks_total", op="put", code="DEADLINE_EXCEEDED"), 0)
+
+    def test_strangers_on_the_data_path(self):
+        c = self.start()
+        for what, count, how, alert in (
+                ("other_version", 3, "a process that sends messages of another version over UCX", "OscarkvMalformedMessages"),
+                ("ended_session", 40, "a process that says hello over UCX with the secret of a session that has ended",
+                 "OscarkvDataPathRefused")):
+            stranger = subprocess.Popen([os.environ["OSCARKV_DATA_PATH_STRANGER"], c["kvstore-0"].address, what, str(count)],
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            self.addCleanup(stranger.communicate)
+            self.assertEqual(stranger.stdout.readline(), "sending\n")
+            self.expect(how, alert)
+        self.assertEqual(c["kvstore-0"].metric("oscarkv_transport_malformed_messages_total"), 3)
+        self.assertEqual(c["kvstore-0"].metric("oscarkv_transport_refused_total", what="hello"), 40)
+        self.ask()  # others are served
+
+    def test_http_clients_that_never_end_their_headers(self):
+        c = self.start(gateway_args=["--http-listen", "127.0.0.1:0"])
+        port = c["gateway"].http_port
+        for _ in range(450):
+            client = socket.create_connection(("127.0.0.1", port), timeout=60)
+            self.addCleanup(client.close)
+            client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nX-Slow: ")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=60) as response:  # others are served
+            self.assertEqual(response.status, 200)
+        self.expect("450 HTTP connections whose headers never end (slowloris)", "OscarkvHttpLimits", timeout=90)
+        self.assertEqual(c["gateway"].metric("oscarkv_gateway_http_refused_total", reason="slow"), 450)
 
     def test_certificates_that_end(self):
         certs = Certificates()

@@ -26,7 +26,7 @@ class Prometheus:
         rules = "".join("        for: 1s\n" if line.strip().startswith("for: ") else line
                         for line in RULES.read_text().splitlines(keepends=True))
         (folder / "rules.yaml").write_text(rules)
-        jobs = [{"targets": [f"127.0.0.1:{role.metrics_port}"], "labels": {"component": name.partition("-")[0]}}
+        jobs = [{"targets": [f"{role.host}:{role.metrics_port}"], "labels": {"component": name.partition("-")[0]}}
                 for name, role in roles.items()]
         (folder / "p.yaml").write_text(json.dumps({
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"}, "rule_files": ["rules.yaml"],
