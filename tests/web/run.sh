@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # What ./test does not run, as it needs npm and a browser: the openai package against a running gateway, published chat templates against
-# python3-jinja2, the console in headless Chromium. Needs node and npm 18 or newer, python3-jinja2 and, for the console, Debian's chromium;
-# what is missing is named and left out. Usage: tests/web/run.sh [FOLDER for screenshots]
+# python3-jinja2, the console in headless Chromium. Installs what is missing of them: from Debian node, npm (18 or newer, unless there are
+# some), chromium; from npm what package.json names. Usage, after ./test: tests/web/run.sh [FOLDER for screenshots]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 export OSCARKV_BINARY=${OSCARKV_BINARY:-$PWD/build/release/cli/oscarkv}
 export OSCARKV_CHAT_TEMPLATE_DRIVER=${OSCARKV_CHAT_TEMPLATE_DRIVER:-$PWD/build/release/tests/integration/chat_template_driver}
 export PYTHONDONTWRITEBYTECODE=1
-command -v npm >/dev/null || { echo "npm is not installed: apt-get install npm" >&2; exit 1; }
+source scripts/setup.sh
+for tool in node npm chromium; do
+  command -v "$tool" >/dev/null || { install_packages test web; break; }
+done
 for binary in "$OSCARKV_BINARY" "$OSCARKV_CHAT_TEMPLATE_DRIVER"; do
   [[ -x $binary ]] || { echo "$binary is not built: run ./test first" >&2; exit 1; }
 done
