@@ -10,6 +10,14 @@
 
 #include "common/thread_annotations.h"
 
+#if defined(__SANITIZE_THREAD__)
+#define OSCARKV_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define OSCARKV_TSAN 1
+#endif
+#endif
+
 namespace oscarkv {
 
 class CAPABILITY("mutex") Mutex {
@@ -37,7 +45,8 @@ class SCOPED_CAPABILITY MutexLock {
   Mutex* const mu_;
 };
 
-// Waits may wake spuriously: call them in a loop that tests the condition.
+// Waits may wake spuriously: call them in a loop that tests the condition. Deadlines are the steady
+// clock's: setting the wall clock neither shortens nor lengthens a wait.
 class CondVar {
  public:
   void Wait(Mutex& mu) REQUIRES(mu) {
@@ -48,10 +57,14 @@ class CondVar {
   // Returns false when `deadline` passed.
   bool WaitUntil(Mutex& mu, std::chrono::steady_clock::time_point deadline) REQUIRES(mu) {
     std::unique_lock<std::mutex> lock(mu.mu_, std::adopt_lock);
-    // The system clock's wait: gcc 12's TSan does not intercept pthread_cond_clockwait.
+#ifdef OSCARKV_TSAN
+    // gcc 12's TSan does not intercept pthread_cond_clockwait.
     const auto left = deadline - std::chrono::steady_clock::now();
     const bool ok =
         cv_.wait_until(lock, std::chrono::system_clock::now() + left) == std::cv_status::no_timeout;
+#else
+    const bool ok = cv_.wait_until(lock, deadline) == std::cv_status::no_timeout;
+#endif
     lock.release();
     return ok;
   }

@@ -3,6 +3,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include "common/auth/token.h"
+#include "common/rpc/steady_waits.h"
 #include "common/rpc/tls.h"
 #include "common/status_macros.h"
 
@@ -28,6 +29,7 @@ std::shared_ptr<const ClientSecurity> ClientSecurity::None() {
 
 std::shared_ptr<grpc::Channel> ClientSecurity::Connect(const std::string& target,
                                                        grpc::ChannelArguments args) const {
+  RequireSteadyWaits();
   if (!peer_name_.empty()) args.SetSslTargetNameOverride(peer_name_);
   return grpc::CreateCustomChannel(target, credentials_, args);
 }

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/log.h"
+#include "common/rpc/steady_waits.h"
 #include "common/rpc/tls.h"
 #include "common/status_macros.h"
 
@@ -55,6 +56,7 @@ void SetLimits(const ServerSettings& s, grpc::ServerBuilder* builder) {
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerSettings& settings,
                                                       grpc::Service* service) {
   RETURN_IF_ERROR(auth::CheckSecurityOptions(settings.security));
+  RequireSteadyWaits();
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   auto server = std::unique_ptr<Server>(new Server);

@@ -110,6 +110,11 @@ class ChaosCluster(processes.Cluster):
         """How many series of a gauge are 0."""
         return sum(values.get("zeros", 0) for values in self._read(kinds, name, labels))
 
+    def missing(self):
+        """Workers that the gateway does not use and nodes that a client does not use."""
+        return [f"{key} of {name}" for name, role in list(self.roles.items()) for key, value in role.metrics(timeout=5).items()
+                if value == 0 and key.partition("{")[0] in ("oscarkv_gateway_worker_up", "oscarkv_kvstore_client_node_up")]
+
     def _read(self, kinds, name, labels):
         for role_name, role in list(self.roles.items()):
             if role_name.rsplit("-", 1)[0] not in kinds:
@@ -192,6 +197,12 @@ def run_fault(fault, load, report, before_s):
             if run == RECOVERED:
                 recovered = o.end - healed
                 break
+    # Everybody is used again, not only enough to answer.
+    deadline = time.monotonic() + 60
+    while (missing := fault.cluster.missing()) and time.monotonic() < deadline:
+        time.sleep(0.3)
+    if missing:
+        report.problem(f"{fault.name}: a minute after its end unused are {missing}")
     deadline = time.monotonic() + fault.notice_s
     while not seen and time.monotonic() < deadline:
         time.sleep(0.3)
@@ -224,17 +235,17 @@ def schedule(args, cluster, rng):
         if kind == "kvstore":  # one that somebody would miss
             names = [n for n in names if cluster[n].metric("oscarkv_kvstore_blocks", kind="page") > 0] or names
         return rng.choice(names)
-    plan = [(Kill, "attention"), (Kill, "kvstore"), (Stop, "attention"), (Partition, "kvstore"), (Kill, "prefill"),
-            (Reset, "kvstore"), (BitFlips, "kvstore"), (Kill, "gateway"), (Stall, "kvstore"), (Stop, "kvstore"), (Delay, "kvstore"),
-            (Partition, "attention"), (Stop, "prefill"), (Slow, "kvstore"), (Partition, "prefill"), (DiskFlips, "kvstore")]
+    # The clocks first: what they leave behind, the others find.
+    plan = [(ClockJump, n) for n in ("gateway", "attention-0", "prefill-0") if cluster.has_clock(n)]
+    plan += [(Kill, "attention"), (Kill, "kvstore"), (Stop, "attention"), (Partition, "kvstore"), (Kill, "prefill"),
+             (Reset, "kvstore"), (BitFlips, "kvstore"), (Kill, "gateway"), (Stall, "kvstore"), (Stop, "kvstore"), (Delay, "kvstore"),
+             (Partition, "attention"), (Stop, "prefill"), (Slow, "kvstore"), (Partition, "prefill"), (DiskFlips, "kvstore")]
     if cluster.full_disks:
         plan.append((FullDisk, "kvstore"))
     else:
         print("no FullDisk: may not mount a tmpfs here", flush=True)
     if cluster.etcd:
         plan.append((EtcdPartition, "etcd"))
-    clocks = [n for n in ("gateway", "attention-0", "prefill-0") if cluster.has_clock(n)]
-    plan += [(ClockJump, n) for n in clocks]
     if args.only:
         plan = [(f, k) for f, k in plan if f"{f.__name__}:{k}" in args.only.split(",")]
     if args.seconds is None:
