@@ -178,7 +178,7 @@ def rate(outcomes, seconds):
 def run_fault(fault, load, report, before_s):
     time.sleep(before_s)
     injected = time.monotonic()
-    count = fault.noticed()
+    count = fault.before()
     fault.inject()
     seen = False
     while time.monotonic() < injected + (fault.hold_s if seen else max(fault.hold_s, fault.longest_hold_s)):
@@ -343,7 +343,7 @@ def main():
             outcomes = load.stop()
         seconds = time.monotonic() - start
         fresh = load.check_fresh()
-        print(f"{len(fresh)} new questions of the full disks asked again", flush=True)
+        print(f"{len(fresh)} new questions asked again", flush=True)
         outcomes = [*outcomes, *(o for o in fresh if o.kind != "ok")]
         check_baseline(cluster, grown, report)
         for o in outcomes:

@@ -23,6 +23,10 @@ class Fault:
     def role(self):
         return self.cluster[self.victim]
 
+    def before(self):
+        """What noticed() must exceed."""
+        return self.noticed()
+
     def noticed(self):
         c = self.cluster
         kind = self.victim.rsplit("-", 1)[0]
@@ -42,6 +46,10 @@ class Fault:
 class Kill(Fault):
     what = "kill -9"
     hold_s = 2
+
+    def before(self):
+        # The next gateway counts from 0, and nobody else counts for this one.
+        return 0 if self.victim == "gateway" else self.noticed()
 
     def inject(self):
         self.role.kill()
@@ -73,15 +81,18 @@ class Partition(Fault):
 
 
 class Slow(Fault):
-    """Stopped nine tenths of the time, never long enough to be called dead."""
+    """Stopped nine tenths of the time, never long enough to be called dead. New prompts come meanwhile: readers soon prefer
+    the other replicas, writers cannot."""
     what = "10 % speed"
     hold_s = 6
 
     def inject(self):
+        self.cluster.load.fresh_share = 0.3
         self.cluster.pulse(self.role, stopped_s=0.18, running_s=0.02)
 
     def heal(self):
         self.cluster.pulse(None)
+        self.cluster.load.fresh_share = 0
 
     def noticed(self):
         """Store calls that took more than a tenth of a second, and those whose callers did not wait so long for this node."""
