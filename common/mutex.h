@@ -71,8 +71,12 @@ class CondVar {
   bool WaitFor(Mutex& mu, std::chrono::nanoseconds timeout) REQUIRES(mu) {
     return WaitUntil(mu, std::chrono::steady_clock::now() + timeout);
   }
-  void NotifyOne() { cv_.notify_one(); }
-  void NotifyAll() { cv_.notify_all(); }
+  void NotifyOne() {
+    cv_.notify_one();
+  }
+  void NotifyAll() {
+    cv_.notify_all();
+  }
 
  private:
   std::condition_variable cv_;

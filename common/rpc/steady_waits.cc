@@ -69,8 +69,8 @@ extern "C" bool ABSL_INTERNAL_C_SYMBOL(AbslInternalPerThreadSemWait)(
   auto* identity = absl::base_internal::CurrentThreadIdentityIfPresent();  // made by the caller
   if (!timeout.has_timeout()) return Waiter::GetWaiter(identity)->Wait(timeout);
   oscarkv::rpc::steady_waits.fetch_add(1, std::memory_order_relaxed);
-  const int64_t left = oscarkv::rpc::Nanoseconds(timeout.MakeAbsTimespec()) -
-                       oscarkv::rpc::Now(CLOCK_REALTIME);
+  const int64_t left =
+      oscarkv::rpc::Nanoseconds(timeout.MakeAbsTimespec()) - oscarkv::rpc::Now(CLOCK_REALTIME);
   // A Waiter is its semaphore (the assertion above).
   static_assert(sizeof(Waiter) == sizeof(std::atomic<int32_t>));
   auto* semaphore = reinterpret_cast<std::atomic<int32_t>*>(identity->waiter_state.data);

@@ -1,9 +1,9 @@
 // Timed waits of gRPC's own threads, by a clock that nobody sets.
 //
-// gRPC 1.51 waits for its timers (deadlines of calls, reconnection, keepalive) through abseil, whose
-// waits end at a time of the wall clock. When that is set back by an hour, the one thread that waits
-// for the next timer sleeps an hour longer, and with it every timer of the process. Abseil has a
-// hook for its waits; this one sleeps as long as was left when the wait began.
+// gRPC 1.51 waits for its timers (deadlines of calls, reconnection, keepalive) through abseil,
+// whose waits end at a time of the wall clock. When that is set back by an hour, the one thread
+// that waits for the next timer sleeps an hour longer, and with it every timer of the process.
+// Abseil has a hook for its waits; this one sleeps as long as was left when the wait began.
 #pragma once
 
 #include <cstdint>
