@@ -1,4 +1,6 @@
 // oscarkv calibrate: fits a codec's transforms to a model and texts.
+#include <malloc.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
@@ -14,6 +16,7 @@
 #include "eval/calibrate.h"
 #include "eval/fit_shaped.h"
 #include "kernels/thread_pool.h"
+#include "worker/device_placement.h"
 
 namespace oscarkv::cli {
 namespace {
@@ -65,11 +68,17 @@ class CalibrateCommand final : public Command {
     table->AddChoice("compute", &compute_, {"auto", "fp32", "bf16"},
                      "Operand type of the matrix products");
     table->AddInt("threads", &collect_.threads, 1, 256, "Threads");
+    table->AddChoice(
+        "order", &order_, {"auto", "prompts", "layers"},
+        "Prompt by prompt with the whole model in memory, or layer by layer with one layer and the "
+        "hidden states of all prompts; the result is the same. auto: by layers where the whole "
+        "model would take more than 3/4 of the memory that is available");
     table->AddString("report", &report_, "FILE.html",
                      "Write a report with figures of damage, spectra and rows here (drawn by "
                      "gnuplot, if it is installed)");
     table->AddString("checkpoint", &collect_.checkpoint_file, "FILE",
-                     "Write the sums here every few prompts, and go on from them if it exists");
+                     "Write the sums here every few prompts (by layers: after every layer, with "
+                     "the hidden states in a file beside it), and go on from them if it exists");
   }
 
   absl::Status Run() override {
@@ -79,6 +88,26 @@ class CalibrateCommand final : public Command {
                            : kernels::Compute::kFp32;
     collect_.weighted_values = profile_ == "oscar";
     collect_.importance = profile_ != "oscar" && weights_ == "importance";
+    // Layers come and go between sums that stay: what is large goes back to the system at once, and
+    // leaves no holes in the heap. (Measured: 16 MiB for each layer of Qwen3-8B without this.)
+    mallopt(M_MMAP_THRESHOLD, 1 << 20);
+    using Order = CollectOptions::Order;
+    collect_.order = order_ == "auto"      ? Order::kAuto
+                     : order_ == "prompts" ? Order::kPrompts
+                                           : Order::kLayers;
+    collect_.available_bytes = worker::AvailableHostBytes();
+    collect_.on_plan = [](const Collected& plan) {
+      const CalibrationMemory& m = plan.memory;
+      std::printf("%s: at most %s of memory (%s %s, ",
+                  plan.by_layers ? "layer by layer" : "prompt by prompt",
+                  FormatBytes(plan.by_layers ? m.ByLayers() : m.ByPrompts()).c_str(),
+                  plan.by_layers ? "a layer" : "the model",
+                  FormatBytes(plan.by_layers ? m.layer : m.model).c_str());
+      if (plan.by_layers) std::printf("hidden states %s, ", FormatBytes(m.hidden).c_str());
+      std::printf("a prompt %s, sums %s, the program %s)\n", FormatBytes(m.activations).c_str(),
+                  FormatBytes(m.statistics).c_str(), FormatBytes(m.program).c_str());
+      std::fflush(stdout);
+    };
     Collected collected;
     {
       ProgressBar bar("calibrating");
@@ -165,7 +194,7 @@ class CalibrateCommand final : public Command {
 
   CollectOptions collect_;
   std::string profile_ = "oscar", out_ = "calibrated", format_ = "pt", compute_ = "auto",
-              weights_ = "importance", report_;
+              weights_ = "importance", order_ = "auto", report_;
   bool per_head_ = false, search_ = false;
   float t_ = 0.2f, widen_ = 1.15f, key_gain_ = 1, value_gain_ = 0.3f;
 };

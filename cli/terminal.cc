@@ -36,15 +36,15 @@ void ProgressBar::Update(double share) {
   if (!StderrIsTerminal()) return;
   const Time now = SteadyClock::Get()->Now();
   if (drawn_ && now - last_draw_ < std::chrono::milliseconds(50) && share < 1) return;
-  if (!drawn_) start_ = now;
+  if (!drawn_) start_ = now, start_share_ = share;
   last_draw_ = now;
   drawn_ = true;
   constexpr int kWidth = 30;
   const int full = static_cast<int>(std::clamp(share, 0.0, 1.0) * kWidth);
   std::string left;  // of what takes long, after enough of it to tell
-  if (now - start_ > std::chrono::seconds(3) && share > 0.02 && share < 1) {
+  if (now - start_ > std::chrono::seconds(3) && share - start_share_ > 0.02 && share < 1) {
     const double seconds = std::chrono::duration<double>(now - start_).count();
-    left = absl::StrFormat(", %.0f s left", seconds * (1 - share) / share);
+    left = absl::StrFormat(", %.0f s left", seconds * (1 - share) / (share - start_share_));
   }
   std::fprintf(stderr, "\r%s [%s%s] %3.0f %%%s\033[K", label_.c_str(),
                std::string(full, '#').c_str(), std::string(kWidth - full, '.').c_str(), share * 100,

@@ -27,6 +27,7 @@ class ProgressBar {
  private:
   const std::string label_;
   Time start_{}, last_draw_{};
+  double start_share_ = 0;  // what was there before: a run that was gone on with
   bool drawn_ = false;
 };
 

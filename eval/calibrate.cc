@@ -3,29 +3,26 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <optional>
 #include <system_error>
 #include <utility>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "codec/codec.h"
 #include "common/sha256.h"
 #include "common/status_macros.h"
+#include "eval/collector.h"
 #include "eval/damage.h"
 #include "kernels/q2_encode/op.h"
 #include "model/safetensors.h"
+#include "model/streamed_transformer.h"
 #include "model/tokenizer.h"
 
 namespace oscarkv {
 namespace {
 
-constexpr uint64_t kMaxCheckpointBytes = uint64_t{4} << 30;
 using Prompts = std::vector<std::vector<int32_t>>;
-
-absl::Status Annotate(const absl::Status& s, const std::string& where) {
-  return s.ok() ? s : absl::Status(s.code(), absl::StrCat(where, ": ", s.message()));
-}
 
 // What a checkpoint must have been made from to go on with.
 std::string RunDigest(const CollectOptions& o, const Sha256Digest& model, const Prompts& prompts) {
@@ -39,89 +36,68 @@ std::string RunDigest(const CollectOptions& o, const Sha256Digest& model, const 
   return ToHex(sha.Finish());
 }
 
-// The passes over the prompts, with checkpoints.
-class Collector {
- public:
-  Collector(const CollectOptions& options, std::string digest, const Prompts& prompts,
-            const std::vector<std::vector<double>>& output_gram, Transformer* model,
-            ActivationStats* stats)
-      : options_(options),
-        digest_(std::move(digest)),
-        prompts_(prompts),
-        output_gram_(output_gram),
-        model_(model),
-        stats_(stats) {}
-
-  absl::Status Run() {
-    const int passes = options_.weighted_values ? 2 : 1;
-    const int total = passes * static_cast<int>(prompts_.size());
-    RETURN_IF_ERROR(Annotate(Resume(total), options_.checkpoint_file));
-    for (; done_ < total; ++done_) {
-      if (options_.progress) options_.progress(static_cast<double>(done_) / total);
-      if (!options_.checkpoint_file.empty() && done_ > resumed_at_ &&
-          done_ % options_.checkpoint_every == 0) {
-        RETURN_IF_ERROR(WriteCheckpoint());
-      }
-      RETURN_IF_ERROR(
-          RunPrompt(prompts_[done_ % prompts_.size()], done_ >= static_cast<int>(prompts_.size())));
-    }
-    if (options_.progress) options_.progress(1);
-    std::error_code ignored;
-    if (!options_.checkpoint_file.empty())
-      std::filesystem::remove(options_.checkpoint_file, ignored);
-    return absl::OkStatus();
+CalibrationMemory MemoryOf(const CollectOptions& o, const ModelConfig& c, const Prompts& prompts,
+                           uint64_t statistics) {
+  uint64_t tokens = 0, longest = 0;
+  for (const auto& p : prompts) {
+    tokens += p.size();
+    longest = std::max<uint64_t>(longest, p.size());
   }
+  const uint64_t d = c.head_dim, kv_heads = c.num_kv_heads, group = c.num_heads / kv_heads;
+  const StreamedTransformer::LayerMemory layer = StreamedTransformer::MemoryOfLayer(c, o.compute);
+  CalibrationMemory m;
+  m.layer = layer.weights + layer.reading;
+  m.hidden = sizeof(float) * tokens * c.hidden_size;
+  // The weights of a prompt's rows are found by one head on each thread: six copies of its K or V,
+  // the scores of 128 queries, three or more numbers for each row (importance.cc).
+  m.activations = StreamedTransformer::MemoryOfPrompt(c, longest);
+  if (o.importance)
+    m.activations += std::min<uint64_t>(o.threads, kv_heads) * longest *
+                     (6 * 4 * d + 4 * 2 * 64 + 8 * (2 + group));
+  m.statistics = statistics + sizeof(double) * c.num_layers * kv_heads * d * d;
+  // A checkpoint is made as a whole, and once more with its header.
+  if (!o.checkpoint_file.empty()) m.statistics += 2 * statistics;
+  // Measured: 30 MiB, and what oneDNN compiles and malloc keeps; parsing a tokenizer takes six
+  // times its file.
+  std::error_code ec;
+  const uint64_t tokenizer = std::filesystem::file_size(o.model_dir + "/tokenizer.json", ec);
+  m.program = (uint64_t{96} << 20) + (ec ? 0 : 8 * tokenizer);
+  m.model = StreamedTransformer::MemoryOfModel(c, o.compute);
+  return m;
+}
 
- private:
-  absl::Status RunPrompt(const std::vector<int32_t>& tokens, bool second_pass) {
-    model_->set_layer_observer([&](int layer, const Transformer::LayerActivations& a) {
-      if (second_pass) {
-        stats_->AddWeighted(layer, a, model_->executor());
-      } else {
-        stats_->Add(layer, a, model_->executor());
-        if (options_.importance) stats_->AddImportance(layer, a, output_gram_, model_->executor());
-      }
-    });
-    PrefillChunk chunk;
-    chunk.tokens = tokens;
-    return model_->Prefill(chunk).status();
+absl::StatusOr<bool> ChooseByLayers(const CollectOptions& o, const CalibrationMemory& memory,
+                                    std::optional<bool> begun_by_layers) {
+  using Order = CollectOptions::Order;
+  if (o.order == Order::kAuto) {
+    if (begun_by_layers.has_value()) return *begun_by_layers;
+    return o.available_bytes > 0 && memory.ByPrompts() > o.available_bytes / 4 * 3;
   }
+  const bool by_layers = o.order == Order::kLayers;
+  if (begun_by_layers.value_or(by_layers) == by_layers) return by_layers;
+  return absl::FailedPreconditionError(absl::StrCat(
+      o.checkpoint_file, ": was begun ", by_layers ? "prompt by prompt" : "layer by layer",
+      ": go on with it in that way, delete it, or name another by --checkpoint"));
+}
 
-  absl::Status WriteCheckpoint() const {
-    TensorFileWriter file;
-    file.SetMetadata("format", "oscarkv.calibration-checkpoint");
-    file.SetMetadata("run", digest_);
-    file.SetMetadata("prompts_done", absl::StrCat(done_));
-    stats_->Save(&file);
-    return WriteWholeFile(options_.checkpoint_file, file.Finish());
+absl::Status RunCollector(const CollectOptions& options, const ModelConfig& config, bool by_layers,
+                          Collector* collector) {
+  CodecOptions identity;
+  identity.profile = Profile::kBf16;
+  ASSIGN_OR_RETURN(std::shared_ptr<const KvCodec> codec, CreateCodec(identity, config.kv_shape()));
+  TransformerOptions model_options;
+  model_options.compute = options.compute;
+  model_options.threads = options.threads;
+  model_options.fp32_kv = true;
+  if (by_layers) {
+    ASSIGN_OR_RETURN(const auto model,
+                     StreamedTransformer::Open(options.model_dir, std::move(codec), model_options));
+    return collector->ByLayers(model.get());
   }
-
-  absl::Status Resume(int total) {
-    std::error_code ec;
-    if (options_.checkpoint_file.empty() || !std::filesystem::exists(options_.checkpoint_file, ec))
-      return absl::OkStatus();
-    ASSIGN_OR_RETURN(const std::vector<uint8_t> bytes,
-                     ReadWholeFile(options_.checkpoint_file, kMaxCheckpointBytes));
-    ASSIGN_OR_RETURN(const TensorFile file, TensorFile::Open(bytes));
-    if (file.Metadata("run") != digest_) {
-      return absl::FailedPreconditionError(
-          "is the checkpoint of another run (other model, texts or options): delete it, or name "
-          "another by --checkpoint");
-    }
-    if (!absl::SimpleAtoi(file.Metadata("prompts_done"), &done_) || done_ < 0 || done_ > total)
-      return absl::InvalidArgumentError("says nothing about how far its run came");
-    resumed_at_ = done_;
-    return stats_->Restore(file);
-  }
-
-  const CollectOptions& options_;
-  const std::string digest_;
-  const Prompts& prompts_;
-  const std::vector<std::vector<double>>& output_gram_;
-  Transformer* const model_;
-  ActivationStats* const stats_;
-  int done_ = 0, resumed_at_ = 0;
-};
+  ASSIGN_OR_RETURN(const auto model,
+                   Transformer::Load(options.model_dir, std::move(codec), model_options));
+  return collector->ByPrompts(model.get());
+}
 
 double OrthogonalityError(const std::vector<double>& m, int d) {
   const std::vector<double> gram = [&] {
@@ -194,10 +170,8 @@ absl::StatusOr<std::vector<std::vector<double>>> OutputGrams(const std::string& 
   const int d = c.head_dim, group = c.num_heads / c.num_kv_heads, width = c.num_heads * d;
   std::vector<std::vector<double>> grams;
   for (int layer = 0; layer < c.num_layers; ++layer) {
-    ASSIGN_OR_RETURN(
-        const std::vector<float> w,
-        store->ReadF32(absl::StrCat("model.layers.", layer, ".self_attn.o_proj.weight"),
-                       {c.hidden_size, width}));
+    const std::string name = absl::StrCat("model.layers.", layer, ".self_attn.o_proj.weight");
+    ASSIGN_OR_RETURN(const std::vector<float> w, store->ReadF32(name, {c.hidden_size, width}));
     for (int h = 0; h < c.num_kv_heads; ++h) {
       std::vector<double> lower(size_t{1} * d * d), rows(size_t{1} * c.hidden_size * d);
       for (int q = h * group; q < (h + 1) * group; ++q) {
@@ -207,6 +181,8 @@ absl::StatusOr<std::vector<std::vector<double>>> OutputGrams(const std::string& 
       }
       grams.push_back(Symmetric(lower, d, 1));
     }
+    ASSIGN_OR_RETURN(const TensorView read, store->Find(name));
+    store->Release(read);
   }
   return grams;
 }
@@ -221,15 +197,6 @@ absl::StatusOr<Collected> CollectStats(const CollectOptions& options) {
   ASSIGN_OR_RETURN(const std::vector<Text> texts, ReadTexts(options.text_files));
   ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, Tokenizer::Load(options.model_dir));
   ASSIGN_OR_RETURN(const Prompts prompts, MakePrompts(texts, *tokenizer, options.plan));
-  CodecOptions identity;
-  identity.profile = Profile::kBf16;
-  ASSIGN_OR_RETURN(std::shared_ptr<const KvCodec> codec, CreateCodec(identity, config.kv_shape()));
-  TransformerOptions model_options;
-  model_options.compute = options.compute;
-  model_options.threads = options.threads;
-  model_options.fp32_kv = true;
-  ASSIGN_OR_RETURN(const std::unique_ptr<Transformer> model,
-                   Transformer::Load(options.model_dir, std::move(codec), model_options));
   Collected out;
   for (const auto& p : prompts)
     out.tokens += std::max<int64_t>(0, static_cast<int64_t>(p.size()) - kSinkTokens);
@@ -239,8 +206,12 @@ absl::StatusOr<Collected> CollectStats(const CollectOptions& options) {
   ASSIGN_OR_RETURN(const Sha256Digest fingerprint, ModelFingerprint(options.model_dir));
   const std::string digest = RunDigest(options, fingerprint, prompts);
   ASSIGN_OR_RETURN(out.output_gram, OutputGrams(options.model_dir, config));
-  Collector collector(options, digest, prompts, out.output_gram, model.get(), out.stats.get());
-  RETURN_IF_ERROR(collector.Run());
+  Collector collector(options, digest, prompts, out.output_gram, out.stats.get());
+  ASSIGN_OR_RETURN(const std::optional<bool> begun_by_layers, collector.Resume());
+  out.memory = MemoryOf(options, config, prompts, out.stats->MemoryBytes());
+  ASSIGN_OR_RETURN(out.by_layers, ChooseByLayers(options, out.memory, begun_by_layers));
+  if (options.on_plan) options.on_plan(out);
+  RETURN_IF_ERROR(RunCollector(options, config, out.by_layers, &collector));
   out.provenance = {{"calibration.model_fingerprint", ToHex(fingerprint)},
                     {"calibration.prompts", absl::StrCat(out.prompts)},
                     {"calibration.tokens", absl::StrCat(out.tokens)},
@@ -278,7 +249,9 @@ absl::StatusOr<OscarFiles> FitOscarProfile(const Collected& c, bool per_head, co
         }
         auto fit = FitOscar(Average(targets), d);
         if (!fit.ok()) {
-          return Annotate(fit.status(), absl::StrCat("layer ", layer, key ? ", K" : ", V"));
+          return absl::Status(
+              fit.status().code(),
+              absl::StrCat("layer ", layer, key ? ", K: " : ", V: ", fit.status().message()));
         }
         Merge(fit->spectrum, &summary.spectrum);
         summary.error = std::max(summary.error, OrthogonalityError(fit->rotation, d));

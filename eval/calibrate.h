@@ -1,11 +1,15 @@
 // Calibration: prompts through the model's prefill, statistics of what attention consumes, fitted
 // transforms. The logic of `oscarkv calibrate`.
 //
-// Memory: the model, one prompt's activations of one layer, and the statistics (stated in the
-// report); nothing grows with the number of tokens. With a checkpoint file the statistics are
-// written every few prompts, and a run that was cut short goes on behind the last one: the result
-// is the same to the bit. The same texts, options and seed give the same files on one machine; on
-// another CPU low bits of the activations, and so of the fits, may differ.
+// Memory, prompt by prompt: the model, one prompt's activations of one layer, and the statistics;
+// nothing grows with the number of tokens. A model that does not fit goes layer by layer over all
+// prompts: one layer of it at a time, the hidden states of all prompts, and the statistics. The
+// result is the same to the bit, which way it was.
+//
+// With a checkpoint file the statistics are written every few prompts, or with the hidden states
+// after every layer, and a run that was cut short goes on from there, to the same result. The same
+// texts, options and seed give the same files on one machine; on another CPU low bits of the
+// activations, and so of the fits, may differ.
 #pragma once
 
 #include <functional>
@@ -23,6 +27,8 @@
 
 namespace oscarkv {
 
+struct Collected;
+
 struct CollectOptions {
   std::string model_dir;
   std::vector<std::string> text_files;
@@ -31,14 +37,35 @@ struct CollectOptions {
   bool importance = false;       // rows by what attention makes of them, for profile shaped
   kernels::Compute compute = kernels::Compute::kBf16;
   int threads = 1;
-  int sample_rows = 256;                           // per layer and kv head, of K and of V
-  std::string checkpoint_file;                     // empty: none
-  int checkpoint_every = 4;                        // prompts
+  int sample_rows = 256;        // per layer and kv head, of K and of V
+  std::string checkpoint_file;  // empty: none
+  int checkpoint_every = 4;     // prompts; by layers: every layer
+  // kAuto: layer by layer where prompt by prompt would take more than 3/4 of `available_bytes` (0:
+  // nobody knows, then never); a checkpoint is gone on with in the way in which it was begun.
+  enum class Order { kAuto, kPrompts, kLayers };
+  Order order = Order::kAuto;
+  uint64_t available_bytes = 0;
+  // Before the passes begin: what of Collected is known by then, all but the sums.
+  std::function<void(const Collected&)> on_plan = nullptr;
   std::function<void(double)> progress = nullptr;  // share of all prompts, 0..1; may be empty
+};
+
+// At most, in bytes.
+struct CalibrationMemory {
+  uint64_t model = 0;        // all of it, and what it takes to read it
+  uint64_t layer = 0;        // one layer, likewise
+  uint64_t hidden = 0;       // of all prompts, between two layers
+  uint64_t activations = 0;  // of the longest prompt in a layer
+  uint64_t statistics = 0;   // with checkpoints: and their images
+  uint64_t program = 0;      // this process without all of that, its libraries and the tokenizer
+  uint64_t ByPrompts() const { return model + activations + statistics + program; }
+  uint64_t ByLayers() const { return layer + hidden + activations + statistics + program; }
 };
 
 struct Collected {
   std::unique_ptr<ActivationStats> stats;
+  bool by_layers = false;  // how it was done
+  CalibrationMemory memory;
   int prompts = 0;
   int64_t tokens = 0;
   // [layer][kv_head]: [d, d], W_O,h^T W_O,h summed over the group's query heads: what an error of a
@@ -50,7 +77,7 @@ struct Collected {
 absl::StatusOr<std::vector<std::vector<double>>> OutputGrams(const std::string& model_dir,
                                                              const ModelConfig& config);
 
-// kFailedPrecondition: the checkpoint file belongs to another run.
+// kFailedPrecondition: the checkpoint file belongs to another run, or was begun in another order.
 absl::StatusOr<Collected> CollectStats(const CollectOptions& options);
 
 // What the fit of one side of a layer says, for people.

@@ -55,6 +55,7 @@ absl::StatusOr<Sha256Digest> ModelFingerprint(const std::string& model_dir) {
     sha.UpdateU64(tensor.shape.size());
     for (int64_t d : tensor.shape) sha.UpdateU64(d);
     sha.UpdateU64(Crc32c(tensor.data, tensor.bytes));
+    store->Release(tensor);
   }
   return sha.Finish();
 }

@@ -40,6 +40,8 @@ class TensorStore {
 
   // kNotFound names the tensor and the file(s).
   absl::StatusOr<TensorView> Find(const std::string& name) const;
+  // The same, kInvalidArgument when its shape is not `shape`.
+  absl::StatusOr<TensorView> Find(const std::string& name, const std::vector<int64_t>& shape) const;
   bool Has(const std::string& name) const;
   std::vector<std::string> Names() const;
   // The tensor as fp32 (from fp32, fp16, bf16, fp64); kInvalidArgument when its shape is not
@@ -48,6 +50,9 @@ class TensorStore {
                                              const std::vector<int64_t>& shape) const;
   // From int32, or int64 whose values fit.
   absl::StatusOr<std::vector<int32_t>> ReadI32(const std::string& name) const;
+  // The tensor's pages leave this process; they come back from the file when they are read again.
+  // For those who read a tensor once: else a process holds as much as it ever read.
+  void Release(const TensorView& tensor) const;
   // The whole mapped files, for fingerprints.
   std::vector<absl::Span<const uint8_t>> files() const;
 

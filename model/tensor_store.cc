@@ -186,6 +186,14 @@ absl::StatusOr<TensorView> TensorStore::Find(const std::string& name) const {
       mappings_.size() > 1 ? absl::StrCat(" and ", mappings_.size() - 1, " more files") : ""));
 }
 
+absl::StatusOr<TensorView> TensorStore::Find(const std::string& name,
+                                             const std::vector<int64_t>& shape) const {
+  ASSIGN_OR_RETURN(TensorView view, Find(name));
+  if (view.shape == shape) return view;
+  return absl::InvalidArgumentError(absl::StrCat(
+      "tensor \"", name, "\" has shape ", ShapeName(view.shape), ", expected ", ShapeName(shape)));
+}
+
 bool TensorStore::Has(const std::string& name) const {
   return tensors_.contains(name);
 }
@@ -199,12 +207,7 @@ std::vector<std::string> TensorStore::Names() const {
 
 absl::StatusOr<std::vector<float>> TensorStore::ReadF32(const std::string& name,
                                                         const std::vector<int64_t>& shape) const {
-  ASSIGN_OR_RETURN(const TensorView view, Find(name));
-  if (view.shape != shape) {
-    return absl::InvalidArgumentError(absl::StrCat("tensor \"", name, "\" has shape ",
-                                                   ShapeName(view.shape), ", expected ",
-                                                   ShapeName(shape)));
-  }
+  ASSIGN_OR_RETURN(const TensorView view, Find(name, shape));
   const size_t n = static_cast<size_t>(view.num_elements());
   const uint8_t* p = view.data;
   std::vector<float> out(n);
@@ -249,6 +252,15 @@ absl::StatusOr<std::vector<int32_t>> TensorStore::ReadI32(const std::string& nam
     out[i] = static_cast<int32_t>(value);
   }
   return out;
+}
+
+void TensorStore::Release(const TensorView& tensor) const {
+  // Whole pages only: what shares a page with a neighbour stays with it. A private mapping that is
+  // never written to loses nothing. Advice: that it was not taken is no error.
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = (reinterpret_cast<uintptr_t>(tensor.data) + page - 1) / page * page;
+  const auto end = (reinterpret_cast<uintptr_t>(tensor.data) + tensor.bytes) / page * page;
+  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 
 std::vector<absl::Span<const uint8_t>> TensorStore::files() const {

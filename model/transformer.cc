@@ -30,6 +30,17 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> LoadTransformer(const std::string& 
 absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Load(const std::string& model_dir,
                                                                std::shared_ptr<const KvCodec> codec,
                                                                const TransformerOptions& options) {
+  ASSIGN_OR_RETURN(std::unique_ptr<Transformer> t, Prepare(model_dir, std::move(codec), options));
+  ASSIGN_OR_RETURN(const std::unique_ptr<TensorStore> store, TensorStore::Open(model_dir));
+  ASSIGN_OR_RETURN(t->weights_,
+                   LoadTransformerWeights(*store, t->config_, *t->codec_,
+                                          {options.compute, &t->pool_, options.progress}));
+  return t;
+}
+
+absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Prepare(
+    const std::string& model_dir, std::shared_ptr<const KvCodec> codec,
+    const TransformerOptions& options) {
   if (codec == nullptr) return absl::InvalidArgumentError("a transformer needs a codec");
   ASSIGN_OR_RETURN(ModelConfig config, LoadModelConfig(model_dir));
   if (options.device != "cpu" || options.backend == kernels::Backend::kCuda) {
@@ -38,13 +49,9 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Load(const std::string
   RETURN_IF_ERROR(CheckOptions(config, *codec, options));
   ASSIGN_OR_RETURN(std::vector<float> inv_freq,
                    RopeInverseFrequencies(config.rope, config.head_dim));
-  ASSIGN_OR_RETURN(const std::unique_ptr<TensorStore> store, TensorStore::Open(model_dir));
   kernels::SetGemmThreads(1);  // see linear.h
   std::unique_ptr<Transformer> t(new Transformer(std::move(config), std::move(codec), options));
   t->rope_ = RopeTables(std::move(inv_freq));
-  ASSIGN_OR_RETURN(t->weights_,
-                   LoadTransformerWeights(*store, t->config_, *t->codec_,
-                                          {options.compute, &t->pool_, options.progress}));
   return t;
 }
 

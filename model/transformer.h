@@ -56,6 +56,8 @@ class Transformer final : public ModelRunner {
   kernels::Executor* executor() { return &pool_; }
 
  private:
+  friend class StreamedTransformer;
+
   // What one tile, or one decode batch, needs beside the residual stream. Grows to the largest
   // number of rows seen.
   struct Workspace {
@@ -100,6 +102,10 @@ class Transformer final : public ModelRunner {
 
   Transformer(ModelConfig config, std::shared_ptr<const KvCodec> codec,
               const TransformerOptions& options);
+  // Without its weights.
+  static absl::StatusOr<std::unique_ptr<Transformer>> Prepare(const std::string& model_dir,
+                                                              std::shared_ptr<const KvCodec> codec,
+                                                              const TransformerOptions& options);
 
   // transformer.cc: what prefill and decode share. Rows are independent of each other. `executor`:
   // for decode, where all rows are one batch; null within a tile.
@@ -124,6 +130,8 @@ class Transformer final : public ModelRunner {
   // transformer_prefill.cc
   Pass PlanPass(const PrefillChunk& chunk) const;
   absl::Status RunLayer(int layer, Pass* pass);
+  // A layer's Q, K and V, up to the observer's call.
+  absl::Status FillLayer(int layer, Pass* pass);
   absl::Status FillFromHistory(int layer, int block, const Pass& pass, Workspace* ws);
   absl::Status FillFromTile(int layer, const Tile& tile, Pass* pass, Workspace* ws);
   void CopyBlock(const kernels::Bf16* block_layer, int block, int rows, const Pass& pass,

@@ -96,6 +96,12 @@ absl::Status Transformer::ForTiles(int n, const std::function<absl::Status(int, 
 }
 
 absl::Status Transformer::RunLayer(int layer, Pass* pass) {
+  RETURN_IF_ERROR(FillLayer(layer, pass));
+  if (pass->chunk->on_layer) pass->chunk->on_layer(layer);
+  return Attend(layer, pass);
+}
+
+absl::Status Transformer::FillLayer(int layer, Pass* pass) {
   const PrefillChunk& chunk = *pass->chunk;
   const size_t elements = config_.num_kv_heads * pass->head_stride;
   // Sizes are the same in every layer; rows after the last token stay what they are, masked by the
@@ -115,8 +121,7 @@ absl::Status Transformer::RunLayer(int layer, Pass* pass) {
                             options_.fp32_kv ? exact_.k32.data() : nullptr,
                             options_.fp32_kv ? exact_.v32.data() : nullptr, pass->head_stride});
   }
-  if (chunk.on_layer) chunk.on_layer(layer);
-  return Attend(layer, pass);
+  return absl::OkStatus();
 }
 
 void Transformer::CopyBlock(const kernels::Bf16* block_layer, int block, int rows, const Pass& pass,

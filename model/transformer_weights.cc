@@ -51,6 +51,41 @@ void Multiply(const double* in, const double* m, int n, double* out) {
   }
 }
 
+struct NamedShape {
+  std::string name;
+  std::vector<int64_t> shape;
+};
+
+// All tensors of a model.
+std::vector<NamedShape> TensorsOf(const ModelConfig& c) {
+  const int64_t h = c.hidden_size, d = c.head_dim, width = c.intermediate_size, q = c.num_heads * d,
+                kv = c.num_kv_heads * d;
+  std::vector<NamedShape> all = {{"model.embed_tokens.weight", {c.vocab_size, h}},
+                                 {"model.norm.weight", {h}}};
+  if (!c.tie_word_embeddings) all.push_back({"lm_head.weight", {c.vocab_size, h}});
+  const auto product = [&](const std::string& name, int64_t n, int64_t k, bool bias) {
+    all.push_back({name + ".weight", {n, k}});
+    if (bias) all.push_back({name + ".bias", {n}});
+  };
+  for (int layer = 0; layer < c.num_layers; ++layer) {
+    const std::string p = absl::StrCat("model.layers.", layer, ".");
+    all.push_back({p + "input_layernorm.weight", {h}});
+    all.push_back({p + "post_attention_layernorm.weight", {h}});
+    if (c.qk_norm) {
+      all.push_back({p + "self_attn.q_norm.weight", {d}});
+      all.push_back({p + "self_attn.k_norm.weight", {d}});
+    }
+    product(p + "self_attn.q_proj", q, h, c.attention_bias);
+    product(p + "self_attn.k_proj", kv, h, c.attention_bias);
+    product(p + "self_attn.v_proj", kv, h, c.attention_bias);
+    product(p + "self_attn.o_proj", h, q, c.output_bias);
+    product(p + "mlp.gate_proj", width, h, c.mlp_bias);
+    product(p + "mlp.up_proj", width, h, c.mlp_bias);
+    product(p + "mlp.down_proj", h, width, c.mlp_bias);
+  }
+  return all;
+}
+
 class Loader {
  public:
   Loader(const TensorStore& store, const ModelConfig& config, const KvCodec& codec,
@@ -59,13 +94,12 @@ class Loader {
 
   absl::Status Load() {
     const int h = config_.hidden_size;
+    RETURN_IF_ERROR(CheckTensors(store_, config_));
     ASSIGN_OR_RETURN(std::vector<float> embedding,
                      Read("model.embed_tokens.weight", {config_.vocab_size, h}));
     ASSIGN_OR_RETURN(const TensorView view, store_.Find("model.embed_tokens.weight"));
     RETURN_IF_ERROR(sink_->AddEmbedding(view, h));
-    if (config_.tie_word_embeddings) {
-      used_.insert("lm_head.weight");  // some folders hold the tied copy, too
-    } else {
+    if (!config_.tie_word_embeddings) {
       ASSIGN_OR_RETURN(embedding, Read("lm_head.weight", {config_.vocab_size, h}));
     }
     RETURN_IF_ERROR(sink_->AddProduct(-1, Product::kLmHead, embedding, config_.vocab_size, h, {}));
@@ -75,9 +109,35 @@ class Loader {
       if (options_.progress) options_.progress((layer + 1.0) / (config_.num_layers + 1));
       RETURN_IF_ERROR(LoadLayer(layer));
     }
-    RETURN_IF_ERROR(CheckAllUsed());
     if (options_.progress) options_.progress(1.0);
     return absl::OkStatus();
+  }
+
+  absl::Status LoadLayer(int layer) {
+    const ModelConfig& c = config_;
+    const std::string prefix = absl::StrCat("model.layers.", layer, ".");
+    RETURN_IF_ERROR(AddNorm(layer, Norm::kInput, prefix + "input_layernorm.weight", c.hidden_size));
+    RETURN_IF_ERROR(
+        AddNorm(layer, Norm::kPost, prefix + "post_attention_layernorm.weight", c.hidden_size));
+    if (c.qk_norm) {
+      RETURN_IF_ERROR(AddNorm(layer, Norm::kQ, prefix + "self_attn.q_norm.weight", c.head_dim));
+      RETURN_IF_ERROR(AddNorm(layer, Norm::kK, prefix + "self_attn.k_norm.weight", c.head_dim));
+    }
+    RETURN_IF_ERROR(LoadAttention(layer, prefix + "self_attn."));
+    std::vector<float> weight, bias;
+    weight.reserve(size_t{2} * c.intermediate_size * c.hidden_size);
+    RETURN_IF_ERROR(Append(prefix + "mlp.gate_proj", c.intermediate_size, c.hidden_size, c.mlp_bias,
+                           &weight, &bias));
+    RETURN_IF_ERROR(Append(prefix + "mlp.up_proj", c.intermediate_size, c.hidden_size, c.mlp_bias,
+                           &weight, &bias));
+    RETURN_IF_ERROR(sink_->AddProduct(layer, Product::kGateUp, weight, 2 * c.intermediate_size,
+                                      c.hidden_size, std::move(bias)));
+    weight.clear();
+    bias.clear();
+    RETURN_IF_ERROR(Append(prefix + "mlp.down_proj", c.hidden_size, c.intermediate_size, c.mlp_bias,
+                           &weight, &bias));
+    return sink_->AddProduct(layer, Product::kDown, weight, c.hidden_size, c.intermediate_size,
+                             std::move(bias));
   }
 
  private:
@@ -86,8 +146,9 @@ class Loader {
 
   absl::StatusOr<std::vector<float>> Read(const std::string& name,
                                           const std::vector<int64_t>& shape) {
-    used_.insert(name);
-    return store_.ReadF32(name, shape);
+    absl::StatusOr<std::vector<float>> values = store_.ReadF32(name, shape);
+    if (values.ok()) store_.Release(*store_.Find(name));
+    return values;
   }
 
   absl::Status AddNorm(int layer, Norm which, const std::string& name, int64_t n) {
@@ -105,32 +166,6 @@ class Loader {
       bias->insert(bias->end(), b.begin(), b.end());
     }
     return absl::OkStatus();
-  }
-
-  absl::Status LoadLayer(int layer) {
-    const ModelConfig& c = config_;
-    const std::string prefix = absl::StrCat("model.layers.", layer, ".");
-    RETURN_IF_ERROR(AddNorm(layer, Norm::kInput, prefix + "input_layernorm.weight", c.hidden_size));
-    RETURN_IF_ERROR(
-        AddNorm(layer, Norm::kPost, prefix + "post_attention_layernorm.weight", c.hidden_size));
-    if (c.qk_norm) {
-      RETURN_IF_ERROR(AddNorm(layer, Norm::kQ, prefix + "self_attn.q_norm.weight", c.head_dim));
-      RETURN_IF_ERROR(AddNorm(layer, Norm::kK, prefix + "self_attn.k_norm.weight", c.head_dim));
-    }
-    RETURN_IF_ERROR(LoadAttention(layer, prefix + "self_attn."));
-    std::vector<float> weight, bias;
-    RETURN_IF_ERROR(Append(prefix + "mlp.gate_proj", c.intermediate_size, c.hidden_size, c.mlp_bias,
-                           &weight, &bias));
-    RETURN_IF_ERROR(Append(prefix + "mlp.up_proj", c.intermediate_size, c.hidden_size, c.mlp_bias,
-                           &weight, &bias));
-    RETURN_IF_ERROR(sink_->AddProduct(layer, Product::kGateUp, weight, 2 * c.intermediate_size,
-                                      c.hidden_size, std::move(bias)));
-    weight.clear();
-    bias.clear();
-    RETURN_IF_ERROR(Append(prefix + "mlp.down_proj", c.hidden_size, c.intermediate_size, c.mlp_bias,
-                           &weight, &bias));
-    return sink_->AddProduct(layer, Product::kDown, weight, c.hidden_size, c.intermediate_size,
-                             std::move(bias));
   }
 
   absl::Status LoadAttention(int layer, const std::string& prefix) {
@@ -193,29 +228,11 @@ class Loader {
     }
   }
 
-  absl::Status CheckAllUsed() const {
-    std::vector<std::string> unknown;
-    for (const std::string& name : store_.Names()) {
-      // Old exporters saved this table, which follows from config.json.
-      if (used_.contains(name) || absl::EndsWith(name, ".rotary_emb.inv_freq")) continue;
-      if (unknown.size() == 5) {
-        unknown.push_back("...");
-        break;
-      }
-      unknown.push_back(name);
-    }
-    if (unknown.empty()) return absl::OkStatus();
-    return absl::UnimplementedError(
-        absl::StrCat("the model has tensors that this ", config_.model_type,
-                     " implementation does not know: ", absl::StrJoin(unknown, ", ")));
-  }
-
   const TensorStore& store_;
   const ModelConfig& config_;
   const KvCodec& codec_;
   const WeightOptions& options_;
   WeightSink* const sink_;
-  std::set<std::string> used_;
 };
 
 // Packs products for the CPU.
@@ -230,6 +247,10 @@ class CpuSink final : public WeightSink {
     for (int layer = 0; layer < config_.num_layers; ++layer)
       PackKeyRotation(layer, &weights_.layers[layer]);
     return std::move(weights_);
+  }
+  LayerWeights TakeLayer(int layer) {
+    PackKeyRotation(layer, &weights_.layers[layer]);
+    return std::move(weights_.layers[layer]);
   }
 
   absl::Status AddEmbedding(const TensorView& view, int64_t hidden) override {
@@ -363,6 +384,37 @@ absl::StatusOr<TransformerWeights> LoadTransformerWeights(const TensorStore& sto
   return sink.Take();
 }
 
+absl::StatusOr<LayerWeights> LoadLayerWeights(const TensorStore& store, const ModelConfig& config,
+                                              const KvCodec& codec, const WeightOptions& options,
+                                              int layer) {
+  CpuSink sink(config, codec, options);
+  RETURN_IF_ERROR(Loader(store, config, codec, options, &sink).LoadLayer(layer));
+  return sink.TakeLayer(layer);
+}
+
+absl::Status CheckTensors(const TensorStore& store, const ModelConfig& config) {
+  std::set<std::string> expected;
+  for (const auto& [name, shape] : TensorsOf(config)) {
+    RETURN_IF_ERROR(store.Find(name, shape).status());
+    expected.insert(name);
+  }
+  if (config.tie_word_embeddings) expected.insert("lm_head.weight");  // some hold the copy, too
+  std::vector<std::string> unknown;
+  for (const std::string& name : store.Names()) {
+    // Old exporters saved this table, which follows from config.json.
+    if (expected.contains(name) || absl::EndsWith(name, ".rotary_emb.inv_freq")) continue;
+    if (unknown.size() == 5) {
+      unknown.push_back("...");
+      break;
+    }
+    unknown.push_back(name);
+  }
+  if (unknown.empty()) return absl::OkStatus();
+  return absl::UnimplementedError(
+      absl::StrCat("the model has tensors that this ", config.model_type,
+                   " implementation does not know: ", absl::StrJoin(unknown, ", ")));
+}
+
 absl::Status ReadWeights(const TensorStore& store, const ModelConfig& config, const KvCodec& codec,
                          const WeightOptions& options, WeightSink* sink) {
   return Loader(store, config, codec, options, sink).Load();
@@ -385,25 +437,39 @@ void FoldIntoColumns(const std::vector<const float*>& rotation, int head_dim, in
   }
 }
 
-Embedding::Embedding(const TensorView& tensor, int64_t width)
-    : dtype_(tensor.dtype), width_(width), bytes_(tensor.data, tensor.data + tensor.bytes) {}
+namespace {
 
-void Embedding::Row(int32_t token, float* out) const {
-  const size_t size = DTypeSize(dtype_);
-  const uint8_t* row = bytes_.data() + static_cast<size_t>(token) * width_ * size;
-  for (int64_t i = 0; i < width_; ++i) {
-    if (dtype_ == DType::kF32) {
+// `row`: `width` values of `dtype`.
+void ReadRow(DType dtype, const uint8_t* row, int64_t width, float* out) {
+  const size_t size = DTypeSize(dtype);
+  for (int64_t i = 0; i < width; ++i) {
+    if (dtype == DType::kF32) {
       std::memcpy(out + i, row + i * size, sizeof(float));
-    } else if (dtype_ == DType::kF64) {
+    } else if (dtype == DType::kF64) {
       double v;
       std::memcpy(&v, row + i * size, sizeof(v));
       out[i] = static_cast<float>(v);
     } else {
       uint16_t v;
       std::memcpy(&v, row + i * size, sizeof(v));
-      out[i] = dtype_ == DType::kBf16 ? kernels::ToFloat(v) : kernels::Fp16ToFloat(v);
+      out[i] = dtype == DType::kBf16 ? kernels::ToFloat(v) : kernels::Fp16ToFloat(v);
     }
   }
+}
+
+}  // namespace
+
+Embedding::Embedding(const TensorView& tensor, int64_t width)
+    : dtype_(tensor.dtype), width_(width), bytes_(tensor.data, tensor.data + tensor.bytes) {}
+
+void Embedding::Row(int32_t token, float* out) const {
+  ReadRow(dtype_, bytes_.data() + static_cast<size_t>(token) * width_ * DTypeSize(dtype_), width_,
+          out);
+}
+
+void Embedding::Row(const TensorView& tensor, int64_t width, int32_t token, float* out) {
+  ReadRow(tensor.dtype, tensor.data + static_cast<size_t>(token) * width * DTypeSize(tensor.dtype),
+          width, out);
 }
 
 }  // namespace oscarkv

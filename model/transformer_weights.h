@@ -35,9 +35,12 @@ struct LayerWeights {
 class Embedding {
  public:
   Embedding() = default;
+  // A copy.
   Embedding(const TensorView& tensor, int64_t width);
   // out: [width]; 0 <= token < rows.
   void Row(int32_t token, float* out) const;
+  // One row of the tensor itself.
+  static void Row(const TensorView& tensor, int64_t width, int32_t token, float* out);
 
  private:
   DType dtype_ = DType::kF32;
@@ -86,6 +89,13 @@ absl::StatusOr<TransformerWeights> LoadTransformerWeights(const TensorStore& sto
                                                           const ModelConfig& config,
                                                           const KvCodec& codec,
                                                           const WeightOptions& options);
+// One layer of a store that CheckTensors found good.
+absl::StatusOr<LayerWeights> LoadLayerWeights(const TensorStore& store, const ModelConfig& config,
+                                              const KvCodec& codec, const WeightOptions& options,
+                                              int layer);
+// That the store holds the tensors of the architecture, in their shapes, and no others: the errors
+// of LoadTransformerWeights, before anything is read.
+absl::Status CheckTensors(const TensorStore& store, const ModelConfig& config);
 
 // The fold, exposed for its test. Both compute in float64 and round once to the compute type's
 // precision. w: [heads * head_dim, columns]; the rows of head h become R_h^T w_h, so that (w x)_h

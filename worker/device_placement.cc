@@ -2,9 +2,11 @@
 
 #include <sched.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <limits>
 #include <sstream>
 
 #include "absl/strings/ascii.h"
@@ -94,7 +96,10 @@ absl::StatusOr<int> RunOnCores(const std::vector<int>& cores) {
   return n;
 }
 
-uint64_t AvailableHostBytes(const std::string& meminfo) {
+uint64_t AvailableHostBytes(const std::string& meminfo, const std::string& cgroup_limit) {
+  uint64_t limit = 0;
+  if (!absl::SimpleAtoi(ReadSmallFile(cgroup_limit), &limit))  // "max", or no such file
+    limit = std::numeric_limits<uint64_t>::max();
   std::istringstream lines(ReadSmallFile(meminfo));
   for (std::string line; std::getline(lines, line);) {
     constexpr absl::string_view kName = "MemAvailable:";
@@ -104,7 +109,7 @@ uint64_t AvailableHostBytes(const std::string& meminfo) {
     uint64_t kib = 0;
     if (words.size() == 3 && words[2] == "kB" && absl::SimpleAtoi(words[1], &kib) &&
         kib < (uint64_t{1} << 50))
-      return kib << 10;
+      return std::min(kib << 10, limit);
   }
   return 0;
 }

@@ -23,7 +23,9 @@ absl::StatusOr<std::vector<int>> ParseCoreList(absl::string_view text);
 // may; the memory they touch first comes from there. Returns how many; 0: none, nothing changed.
 absl::StatusOr<int> RunOnCores(const std::vector<int>& cores);
 
-// Bytes that the host can give without swapping (MemAvailable); 0: the file does not say.
-uint64_t AvailableHostBytes(const std::string& meminfo = "/proc/meminfo");
+// Bytes that the host can give without swapping (MemAvailable), at most what the control group of a
+// container may take in all; 0: the first file does not say.
+uint64_t AvailableHostBytes(const std::string& meminfo = "/proc/meminfo",
+                            const std::string& cgroup_limit = "/sys/fs/cgroup/memory.max");
 
 }  // namespace oscarkv::worker

@@ -5,7 +5,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
+#include <fstream>
 
 #include "absl/strings/str_cat.h"
 #include "codec/rotation_writer.h"
@@ -145,6 +147,120 @@ TEST(CalibrateTest, ResumesToTheBit) {
   EXPECT_THAT(std::string(CollectStats(options).status().message()),
               HasSubstr("checkpoint of another run"));
   std::filesystem::remove(path);
+}
+
+using Order = CollectOptions::Order;
+
+// Both passes of oscar and the weights of shaped, in both orders.
+TEST(CalibrateTest, LayerByLayerIsTheSameToTheBit) {
+  for (const bool importance : {false, true}) {
+    SCOPED_TRACE(importance);
+    CollectOptions options = Options(1536, 512);
+    options.weighted_values = !importance;
+    options.importance = importance;
+    options.compute = importance ? kernels::Compute::kBf16 : kernels::Compute::kFp32;
+    options.order = Order::kPrompts;
+    const auto whole = CollectStats(options);
+    ASSERT_TRUE(whole.ok()) << whole.status();
+    EXPECT_FALSE(whole->by_layers);
+    options.order = Order::kLayers;
+    options.threads = 2;
+    double last = -1;
+    options.progress = [&](double share) {
+      EXPECT_GT(share, last);
+      last = share;
+    };
+    const auto streamed = CollectStats(options);
+    ASSERT_TRUE(streamed.ok()) << streamed.status();
+    EXPECT_TRUE(streamed->by_layers);
+    EXPECT_EQ(last, 1);
+    EXPECT_EQ(SavedStats(*whole), SavedStats(*streamed));
+    EXPECT_EQ(whole->provenance, streamed->provenance);
+    EXPECT_EQ(whole->output_gram, streamed->output_gram);
+  }
+}
+
+TEST(CalibrateTest, ResumesBehindALayer) {
+  CollectOptions options = Options(512, 256);
+  std::string folder = testing::TempDir() + "/calibrate_XXXXXX";
+  ASSERT_NE(mkdtemp(folder.data()), nullptr);
+  const std::string path = folder + "/checkpoint", kept = folder + "/kept";
+  const auto hidden = [&](int layers) { return absl::StrCat(path, ".hidden-", layers); };
+  options.checkpoint_file = path;
+  options.order = Order::kLayers;
+  // Of the moment when layer 5 has run for one of the two passes.
+  options.progress = [&](double share) {
+    if (share < 5.5 / 8 || std::filesystem::exists(kept)) return;
+    EXPECT_FALSE(std::filesystem::exists(hidden(4)));
+    std::filesystem::copy_file(path, kept);
+    std::filesystem::copy_file(hidden(5), kept + ".hidden");
+  };
+  const auto whole = CollectStats(options);
+  ASSERT_TRUE(whole.ok()) << whole.status();
+  for (int layer = 0; layer < 8; ++layer) EXPECT_FALSE(std::filesystem::exists(hidden(layer)));
+  EXPECT_FALSE(std::filesystem::exists(path));
+
+  const auto put_back = [&] {
+    const auto over = std::filesystem::copy_options::overwrite_existing;
+    std::filesystem::copy_file(kept, path, over);
+    std::filesystem::copy_file(kept + ".hidden", hidden(5), over);
+  };
+  put_back();
+  double first_share = 1;
+  options.progress = [&](double share) { first_share = std::min(first_share, share); };
+  options.order = Order::kAuto;  // as it was begun, though memory is enough
+  options.available_bytes = uint64_t{1} << 40;
+  const auto resumed = CollectStats(options);
+  ASSERT_TRUE(resumed.ok()) << resumed.status();
+  EXPECT_EQ(first_share, 5.0 / 8);
+  EXPECT_TRUE(resumed->by_layers);
+  EXPECT_EQ(SavedStats(*whole), SavedStats(*resumed));
+
+  options.progress = nullptr;
+  put_back();
+  options.order = Order::kPrompts;
+  EXPECT_THAT(std::string(CollectStats(options).status().message()),
+              HasSubstr("was begun layer by layer"));
+  options.order = Order::kAuto;
+  std::filesystem::resize_file(hidden(5), std::filesystem::file_size(hidden(5)) - 4);
+  EXPECT_EQ(CollectStats(options).status().code(), absl::StatusCode::kDataLoss);
+  put_back();
+  {
+    std::fstream file(hidden(5), std::ios::binary | std::ios::in | std::ios::out);
+    file.seekp(1000).put(77).put(78);
+  }
+  EXPECT_EQ(CollectStats(options).status().code(), absl::StatusCode::kDataLoss);
+  std::filesystem::remove(hidden(5));
+  EXPECT_THAT(std::string(CollectStats(options).status().message()),
+              HasSubstr("hidden-5: missing"));
+  std::filesystem::remove_all(folder);
+}
+
+// The order is chosen before anything is run.
+TEST(CalibrateTest, OrderByMemory) {
+  CollectOptions options = Options(256, 256);
+  CalibrationMemory memory;
+  options.on_plan = [&](const Collected& plan) {
+    memory = plan.memory;
+    EXPECT_EQ(plan.prompts, 1);
+    EXPECT_EQ(plan.stats->tokens(0), 0);
+  };
+  const auto by_layers = [&](uint64_t available) {
+    options.available_bytes = available;
+    const auto collected = CollectStats(options);
+    EXPECT_TRUE(collected.ok()) << collected.status();
+    return collected.ok() && collected->by_layers;
+  };
+  EXPECT_FALSE(by_layers(0));
+  // 17 million weights and an embedding of 3 million.
+  EXPECT_GT(memory.model, uint64_t{4} * 20'000'000);
+  EXPECT_LT(memory.model, uint64_t{4} * 35'000'000);
+  EXPECT_LT(memory.layer, memory.model / 4);
+  EXPECT_EQ(memory.hidden, 256 * 384 * 4);
+  EXPECT_LT(memory.ByLayers(), memory.ByPrompts());
+  EXPECT_GT(memory.program, uint64_t{96} << 20);
+  EXPECT_FALSE(by_layers(memory.ByPrompts() / 3 * 4 + 4));
+  EXPECT_TRUE(by_layers(memory.ByPrompts() / 3 * 4 - 4));
 }
 
 TEST(CalibrateTest, Refused) {

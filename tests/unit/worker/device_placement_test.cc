@@ -101,6 +101,12 @@ TEST(DevicePlacement, AvailableMemory) {
   EXPECT_EQ(AvailableHostBytes(files.root() + "/none"), 0);
   EXPECT_EQ(AvailableHostBytes(files.root() + "/bad"), 0);
   EXPECT_EQ(AvailableHostBytes(files.root() + "/missing"), 0);
+  files.Write("limit", "1048576\n");
+  files.Write("unlimited", "max\n");
+  EXPECT_EQ(AvailableHostBytes(files.root() + "/good", files.root() + "/limit"), uint64_t{1} << 20);
+  for (const char* file : {"/unlimited", "/missing"})
+    EXPECT_EQ(AvailableHostBytes(files.root() + "/good", files.root() + file), uint64_t{2} << 20);
+  EXPECT_EQ(AvailableHostBytes(files.root() + "/bad", files.root() + "/limit"), 0);
   EXPECT_GT(AvailableHostBytes(), 0);
 }
 
