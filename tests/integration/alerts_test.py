@@ -238,17 +238,18 @@ class Alerts(unittest.TestCase):
         self.expect("a KV node stopped for 2 s again and again while prompts are stored over TCP, --store-timeout 1s",
                     "OscarkvTransferErrors", timeout=120, meanwhile=interrupted)
 
-    def lag(self, *attention_args):
+    def lag(self, *attention_args, **cluster):
         """Eight answers whose blocks go to a KV node slower than they are computed."""
         network = Network("okva", "10.213.78")
         self.addCleanup(network.close)
-        c = self.start(lambda **options: FarStore(network, **options), attention_args=attention_args)
+        c = self.start(lambda **options: FarStore(network, **options), attention_args=attention_args, **cluster)
         answers = self.long_answers(8)
         c.wait_for("all decode", lambda: c["attention-0"].metric("oscarkv_attention_running_sequences") == 8, 60)
         # A page of 64 tokens has 88 KB; the store takes at most one of them in 1.4 s.
         c.way("add", "tbf", "rate", "512kbit", "burst", "16kb", "latency", "100ms")
-        self.expect(" ".join(("eight long answers at once, and 512 kbit/s towards the KV node", *attention_args)), "OscarkvDroppedPuts",
-                    timeout=600)
+        self.expect(" ".join(("eight long answers at once, and 512 kbit/s towards the KV node", *attention_args, *cluster.values())),
+                    "OscarkvDroppedPuts", timeout=600)
+        self.assertIsNone(c["attention-0"].process.poll(), c["attention-0"].log())
         for p in answers:
             p.kill()
         c.way("del")
@@ -261,7 +262,8 @@ class Alerts(unittest.TestCase):
 
     @unittest.skipIf(why_not(), why_not())
     def test_a_store_that_is_late(self):
-        worker = self.lag()
+        """By gRPC: through so slow a network UCX 1.13 is no good (README, limits)."""
+        worker = self.lag(data_path="grpc")
         self.assertGreater(worker.metric("oscarkv_worker_blocks_total", op="put", code="DEADLINE_EXCEEDED"), 0)
 
     def test_strangers_on_the_data_path(self):
