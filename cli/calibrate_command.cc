@@ -62,6 +62,9 @@ class CalibrateCommand final : public Command {
     table->AddInt("prompt-tokens", &collect_.plan.prompt_tokens, 128, 1 << 20,
                   "Tokens of one prompt: keys turn with their position, and those of positions "
                   "that no prompt has are never seen");
+    table->AddInt("context", &collect_.context, 0, 1 << 20,
+                  "Fits of shaped, shaped-sym: positions that will be served; those that no prompt "
+                  "has count half, as keys and queries of earlier ones, turned on (0: not at all)");
     table->AddInt("needle-prompts", &collect_.plan.needle_prompts, 0, 1000,
                   "How many of the prompts hide numbers and ask for one");
     table->AddUint64("seed", &collect_.plan.seed, 0, UINT64_MAX, "Chooses pieces of the texts");

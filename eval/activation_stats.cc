@@ -1,6 +1,7 @@
 #include "eval/activation_stats.h"
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -31,6 +32,18 @@ void Run(kernels::Executor* executor, int n, const std::function<void(int)>& f) 
 
 const float* RowsOf(const Transformer::LayerActivations& a, kernels::Side side, int head) {
   return (side == kernels::Side::kKey ? a.k : a.v) + head * a.head_stride;
+}
+
+// x [d], `stride` apart, as it would be `positions` later.
+void Turn(const std::vector<float>& inv_freq, double positions, int64_t stride, double* x) {
+  const int64_t half = static_cast<int64_t>(inv_freq.size());
+  for (int64_t i = 0; i < half; ++i) {
+    const double angle = positions * inv_freq[i], c = std::cos(angle), s = std::sin(angle);
+    double &low = x[i * stride], &high = x[(half + i) * stride];
+    const double turned = low * c - high * s;
+    high = high * c + low * s;
+    low = turned;
+  }
 }
 
 }  // namespace
@@ -192,6 +205,38 @@ std::vector<double> ActivationStats::Covariance(int layer, int head, kernels::Si
   return s;
 }
 
+void ActivationStats::SpreadOverPositions(std::vector<float> inv_freq, int step, int context) {
+  inv_freq_ = std::move(inv_freq);
+  step_ = step;
+  starts_ = std::max(1, (context + step - 1) / step);
+}
+
+std::vector<double> ActivationStats::Spread(const std::vector<double>& v) const {
+  if (starts_ == 1) return v;
+  std::vector<double> mean(v.size());
+  for (int start = 0; start < starts_; ++start) {
+    std::vector<double> turned = v;
+    Turn(inv_freq_, double{1} * start * step_, 1, turned.data());
+    for (size_t i = 0; i < v.size(); ++i) mean[i] += Weight(start) * turned[i];
+  }
+  return mean;
+}
+
+std::vector<double> ActivationStats::SpreadMoment(const std::vector<double>& s) const {
+  if (starts_ == 1) return s;
+  const int64_t d = shape_.head_dim;
+  std::vector<double> mean(s.size());
+  for (int start = 0; start < starts_; ++start) {
+    std::vector<double> turned = s;  // R S R^T: its columns, then its rows
+    for (int64_t i = 0; i < d; ++i)
+      Turn(inv_freq_, double{1} * start * step_, d, turned.data() + i);
+    for (int64_t i = 0; i < d; ++i)
+      Turn(inv_freq_, double{1} * start * step_, 1, turned.data() + i * d);
+    for (size_t i = 0; i < s.size(); ++i) mean[i] += Weight(start) * turned[i];
+  }
+  return mean;
+}
+
 std::vector<double> ActivationStats::ImportantQueries(int layer, int head) const {
   const int d = shape_.head_dim;
   std::vector<double> plain = QuerySecondMoment(layer, head);
@@ -201,26 +246,33 @@ std::vector<double> ActivationStats::ImportantQueries(int layer, int head) const
     plain_trace += plain[i * d + i];
     trace += important[i * d + i];
   }
-  if (!(trace > 0)) return plain;
-  for (int i = 0; i < d * d; ++i) plain[i] = (plain[i] + important[i] * plain_trace / trace) / 2;
-  return plain;
+  if (trace > 0) {
+    for (int i = 0; i < d * d; ++i) plain[i] = (plain[i] + important[i] * plain_trace / trace) / 2;
+  }
+  return SpreadMoment(plain);
 }
 
 std::vector<double> ActivationStats::ImportantMean(int layer, int head, kernels::Side side) const {
   const Head& h = At(layer, head);
   const int s = static_cast<int>(side);
-  if (!(h.importance[s] > 0)) return Mean(layer, head, side);
-  std::vector<double> mean = h.important_sum[s];
-  for (double& v : mean) v /= h.importance[s];
-  return mean;
+  std::vector<double> mean = Mean(layer, head, side);
+  if (h.importance[s] > 0) {
+    mean = h.important_sum[s];
+    for (double& v : mean) v /= h.importance[s];
+  }
+  return side == kernels::Side::kKey ? Spread(mean) : mean;
 }
 
 std::vector<double> ActivationStats::ImportantCovariance(int layer, int head,
                                                          kernels::Side side) const {
   const int d = shape_.head_dim, i_side = static_cast<int>(side);
   const Head& h = At(layer, head);
-  if (!(h.importance[i_side] > 0)) return Covariance(layer, head, side);
-  std::vector<double> s = Symmetric(h.important_rows[i_side], d, 1 / h.importance[i_side]);
+  const bool weighted = h.importance[i_side] > 0;
+  const double rows =
+      weighted ? h.importance[i_side] : static_cast<double>(std::max<int64_t>(1, tokens_[layer]));
+  std::vector<double> s =
+      Symmetric(weighted ? h.important_rows[i_side] : h.rows[i_side], d, 1 / rows);
+  if (side == kernels::Side::kKey) s = SpreadMoment(s);
   const std::vector<double> mean = ImportantMean(layer, head, side);
   for (int i = 0; i < d; ++i) {
     for (int j = 0; j < d; ++j) s[i * d + j] -= mean[i] * mean[j];

@@ -39,6 +39,14 @@ class ActivationStats {
                      const std::vector<std::vector<double>>& output_gram,
                      kernels::Executor* executor);
 
+  // Prompts are shorter than what is served, and keys and queries turn with their positions: those
+  // of a later position are the same, turned further. With this, ImportantQueries and the Important
+  // figures of keys count half as they are, and half as means over prompts that start at positions
+  // 0, step, 2 step, ... below `context`. `inv_freq`: the rotary angles' speeds
+  // (RopeInverseFrequencies), channel i with channel inv_freq.size() + i. What Save writes does not
+  // change.
+  void SpreadOverPositions(std::vector<float> inv_freq, int step, int context);
+
   const kernels::KvShape& shape() const { return shape_; }
   // Of layers that all prompts went through: tokens that were counted.
   int64_t tokens(int layer) const { return tokens_[layer]; }
@@ -79,6 +87,9 @@ class ActivationStats {
   };
   void AddImportantHead(const Transformer::LayerActivations& a, int head,
                         const std::vector<double>& output_gram, Head* to) const;
+  // The means over starting positions of a vector [d], and of a second moment [d, d].
+  std::vector<double> Spread(const std::vector<double>& v) const;
+  std::vector<double> SpreadMoment(const std::vector<double>& s) const;
   const Head& At(int layer, int head) const { return heads_[layer * shape_.num_kv_heads + head]; }
   Head& At(int layer, int head) { return heads_[layer * shape_.num_kv_heads + head]; }
   void AddQueries(const Transformer::LayerActivations& a, int head, Head* to) const;
@@ -91,6 +102,9 @@ class ActivationStats {
   std::vector<int64_t> tokens_;           // per layer, first pass
   std::vector<int64_t> weighted_tokens_;  // per layer, second pass
   std::vector<Head> heads_;
+  std::vector<float> inv_freq_;
+  int step_ = 0, starts_ = 1;  // SpreadOverPositions
+  double Weight(int start) const { return 0.5 / starts_ + (start == 0 ? 0.5 : 0); }
 };
 
 }  // namespace oscarkv

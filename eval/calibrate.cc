@@ -15,6 +15,7 @@
 #include "eval/collector.h"
 #include "eval/damage.h"
 #include "kernels/q2_encode/op.h"
+#include "model/rope_tables.h"
 #include "model/safetensors.h"
 #include "model/streamed_transformer.h"
 #include "model/tokenizer.h"
@@ -194,6 +195,11 @@ absl::StatusOr<Collected> CollectStats(const CollectOptions& options) {
                                                    " tokens hold nothing behind the first ",
                                                    kSinkTokens, ", which are left out"));
   }
+  if (options.context > config.max_position_embeddings) {
+    return absl::InvalidArgumentError(absl::StrCat("a context of ", options.context,
+                                                   " positions: the model's has ",
+                                                   config.max_position_embeddings));
+  }
   ASSIGN_OR_RETURN(const std::vector<Text> texts, ReadTexts(options.text_files));
   ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, Tokenizer::Load(options.model_dir));
   ASSIGN_OR_RETURN(const Prompts prompts, MakePrompts(texts, *tokenizer, options.plan));
@@ -212,11 +218,19 @@ absl::StatusOr<Collected> CollectStats(const CollectOptions& options) {
   ASSIGN_OR_RETURN(out.by_layers, ChooseByLayers(options, out.memory, begun_by_layers));
   if (options.on_plan) options.on_plan(out);
   RETURN_IF_ERROR(RunCollector(options, config, out.by_layers, &collector));
+  const bool spread = options.context > options.plan.prompt_tokens;
+  if (spread) {
+    ASSIGN_OR_RETURN(std::vector<float> inv_freq,
+                     RopeInverseFrequencies(config.rope, config.head_dim));
+    out.stats->SpreadOverPositions(std::move(inv_freq), options.plan.prompt_tokens,
+                                   options.context);
+  }
   out.provenance = {{"calibration.model_fingerprint", ToHex(fingerprint)},
                     {"calibration.prompts", absl::StrCat(out.prompts)},
                     {"calibration.tokens", absl::StrCat(out.tokens)},
                     {"calibration.seed", absl::StrCat(options.plan.seed)},
                     {"calibration.run", digest}};
+  if (spread) out.provenance["calibration.context"] = absl::StrCat(options.context);
   return out;
 }
 

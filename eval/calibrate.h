@@ -35,6 +35,9 @@ struct CollectOptions {
   PromptPlan plan;
   bool weighted_values = false;  // a second pass, for OSCAR's fit of V
   bool importance = false;       // rows by what attention makes of them, for profile shaped
+  // Profile shaped is fitted to prompts that start below this position, too (0: to those that are
+  // there; ActivationStats::SpreadOverPositions).
+  int context = 0;
   kernels::Compute compute = kernels::Compute::kBf16;
   int threads = 1;
   int sample_rows = 256;        // per layer and kv head, of K and of V

@@ -39,6 +39,15 @@ std::string Panels(int count) {
                          count);
 }
 
+// 1, 2 and 5 times powers of ten: a panel of one decade has more than one label.
+std::string LogTics() {
+  std::vector<std::string> tics;
+  for (double power = 1e-6; power < 10; power *= 10) {
+    for (const int factor : {1, 2, 5}) tics.push_back(absl::StrFormat("%g", factor * power));
+  }
+  return absl::StrJoin(tics, ", ");
+}
+
 // Per layer and head, before and after.
 Figure DamageFigure(const std::vector<LayerSummary>& layers) {
   Figure f{"damage",
@@ -47,27 +56,33 @@ Figure DamageFigure(const std::vector<LayerSummary>& layers) {
   std::string plots;
   for (int side : {0, 1}) {
     std::string rows;
+    double low = HUGE_VAL, high = 0;
     for (size_t l = 0; l < layers.size(); ++l) {
       const SideSummary& s = layers[l].sides[side];
       const auto heads = static_cast<double>(s.head_before.size());
       for (size_t h = 0; h < s.head_before.size(); ++h) {
         const double x = static_cast<double>(l) + (static_cast<double>(h) + 0.5 - heads / 2) * 0.12;
         absl::StrAppendFormat(&rows, "%.3f %.6g %.6g\n", x, s.head_before[h], s.head_after[h]);
+        low = std::min({low, s.head_before[h], s.head_after[h]});
+        high = std::max({high, s.head_before[h], s.head_after[h]});
       }
     }
     const std::string name = absl::StrCat("damage", side);
     AppendData(name, rows, &f.script);
     absl::StrAppendFormat(
         &plots,
-        "set title %s\nplot $%s using 1:2 with points pt 6 ps 0.7 lw 1.5 lc rgb '%s' title "
-        "'Hadamard', $%s using 1:3 with points pt 7 ps 0.7 lc rgb '%s' title 'fitted'\n",
-        Quoted(absl::StrCat("damage to ", kSide[side])), name, kGrey, name, Colour(side));
+        "set title %s\nset yrange [%.6g:%.6g]\n"
+        "plot $%s using 1:2 with points pt 6 ps 0.7 lw 1.5 lc rgb '%s' title 'Hadamard', $%s using "
+        "1:3 with points pt 7 ps 0.7 lc rgb '%s' title 'fitted'\n",
+        Quoted(absl::StrCat("damage to ", kSide[side])), std::max(low, 1e-6) / 1.3,
+        std::max(high, 1e-6) * 2.5, name, kGrey, name, Colour(side));  // with room for the key
   }
   absl::StrAppendFormat(&f.script,
                         "set logscale y\nset xlabel 'layer'\nset xrange [-0.6:%.1f]\n"
-                        "set xtics %d\nset format y '%%g'\nset key top right\n%s%s",
+                        "set xtics %d\nset format y '%%g'\nset key top right horizontal\n"
+                        "set ytics (%s)\n%s%s",
                         static_cast<double>(layers.size()) - 0.4,
-                        static_cast<int>(layers.size() + 11) / 12, Panels(2), plots);
+                        static_cast<int>(layers.size() + 11) / 12, LogTics(), Panels(2), plots);
   return f;
 }
 
@@ -98,7 +113,7 @@ Figure SpectraFigure(const std::vector<LayerSummary>& layers) {
   }
   absl::StrAppendFormat(
       &f.script,
-      "set logscale y\nset xlabel 'eigenvalue, largest first'\nset format y '%%.0e'\nset autoscale "
+      "set logscale y\nset xlabel 'eigenvalue, largest first'\nset format y '%%g'\nset autoscale "
       "xfix\n"
       "set palette defined (0 '#440154', 1 '#3b528b', 2 '#21918c', 3 '#5ec962', 4 '#e8c513')\n"
       "set cblabel 'layer'\nset cbrange [0:%d]\nset cbtics %d\n"
@@ -149,7 +164,7 @@ Figure RowsFigure(int layer, const ActivationStats& stats, const KvCodec& codec)
         &plots,
         "set title %s\nplot $%s using 1:2 with filledcurves y1=0 fs transparent solid 0.35 lc rgb "
         "'%s' title 'before', $%s using 1:3 with lines lw 2 lc rgb '%s' title 'after'\n",
-        Quoted(absl::StrCat("values of ", kSide[side])), name, kGrey, name, Colour(side));
+        Quoted(absl::StrCat("rows of ", kSide[side])), name, kGrey, name, Colour(side));
   }
   absl::StrAppendFormat(&f.script,
                         "set xlabel 'value / root mean square'\nset ylabel 'per cent of values'\n"

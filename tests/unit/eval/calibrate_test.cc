@@ -271,6 +271,10 @@ TEST(CalibrateTest, Refused) {
   EXPECT_EQ(CollectStats(options).status().code(), absl::StatusCode::kNotFound);
   options = Options(1024, 64);
   EXPECT_THAT(std::string(CollectStats(options).status().message()), HasSubstr("left out"));
+  options = Options(1024, 256);
+  options.context = 32769;
+  EXPECT_THAT(std::string(CollectStats(options).status().message()),
+              HasSubstr("a context of 32769 positions: the model's has 32768"));
   options = Options(1 << 20, 1 << 20);
   EXPECT_THAT(std::string(CollectStats(options).status().message()),
               HasSubstr("no text has 1048576 tokens"));

@@ -218,6 +218,46 @@ TEST(ActivationStatsTest, ThreadsDoNotMatterAndStateGoesThroughAFile) {
   EXPECT_THAT(std::string(other.Restore(*file).message()), HasSubstr("shape [16, 16]"));
 }
 
+// Sums that are turned equal sums of turned rows.
+TEST(ActivationStatsTest, SpreadOverPositions) {
+  std::vector<float> inv_freq;  // of 12 of the 16 channels
+  for (int i = 0; i < 6; ++i) inv_freq.push_back(std::pow(1000.0f, static_cast<float>(-i) / 6));
+  ActivationStats turned({1, kHeads, kD}, kHeads * kGroup, 32, kTokens);
+  for (const int start : {0, 0, 0, 0, 0, 100, 200, 300}) {  // half at 0, half anywhere
+    Activations a;
+    for (std::vector<float>* rows : {&a.q, &a.k}) {
+      for (size_t row = 0; row < rows->size(); row += kD) {
+        for (int i = 0; i < 6; ++i) {
+          const double angle = start * inv_freq[i], c = std::cos(angle), s = std::sin(angle);
+          float &low = (*rows)[row + i], &high = (*rows)[row + i + 6];
+          const double x = low, y = high;
+          low = static_cast<float>(x * c - y * s);
+          high = static_cast<float>(x * s + y * c);
+        }
+      }
+    }
+    turned.Add(0, a.view, nullptr);
+  }
+  ActivationStats spread = Stats();
+  const auto expect_near = [](const std::vector<double>& got, const std::vector<double>& want) {
+    ASSERT_EQ(got.size(), want.size());
+    for (size_t i = 0; i < got.size(); ++i) EXPECT_NEAR(got[i], want[i], 1e-6) << i;
+  };
+  const std::vector<double> values = spread.ImportantCovariance(0, 1, kernels::Side::kValue),
+                            keys = spread.ImportantCovariance(0, 1, kernels::Side::kKey);
+  expect_near(keys, spread.Covariance(0, 1, kernels::Side::kKey));
+  spread.SpreadOverPositions(inv_freq, 100, 350);
+  for (int h = 0; h < kHeads; ++h) {
+    expect_near(spread.ImportantQueries(0, h), turned.QuerySecondMoment(0, h));
+    expect_near(spread.ImportantMean(0, h, kernels::Side::kKey),
+                turned.Mean(0, h, kernels::Side::kKey));
+    expect_near(spread.ImportantCovariance(0, h, kernels::Side::kKey),
+                turned.Covariance(0, h, kernels::Side::kKey));
+  }
+  EXPECT_NE(spread.ImportantCovariance(0, 1, kernels::Side::kKey), keys);
+  EXPECT_EQ(spread.ImportantCovariance(0, 1, kernels::Side::kValue), values);
+}
+
 // Against sums written down as the header says, in float64.
 TEST(ImportanceTest, EqualsItsDefinition) {
   constexpr int kLong = 448, kFirst = 6 * 64;  // queries from there on read rows 64.. as codes
