@@ -49,6 +49,7 @@ class BenchDecodeCommand final : public Command {
     table->AddStrings("contexts", &contexts_, "N,...", "Tokens of each sequence");
     table->AddStrings("batches", &batches_, "N,...",
                       "Sequences per step; what does not fit into the GPU's memory is left out");
+    table->AddStrings("profiles", &profiles_, "NAME,...", "Profiles of the KV cache");
     table->AddBytes("kv-budget", &budget_, 0, uint64_t{1} << 50,
                     "Also time the largest batches whose KV cache fits into this; 0: none");
     table->AddBool("early-launches", &early_launches_,
@@ -62,13 +63,18 @@ class BenchDecodeCommand final : public Command {
     ASSIGN_OR_RETURN(const std::vector<int> contexts, Numbers("contexts", contexts_, 1 << 22));
     ASSIGN_OR_RETURN(const std::vector<int> batches, Numbers("batches", batches_, 4096));
     const int longest = *std::max_element(contexts.begin(), contexts.end());
+    std::vector<Profile> profiles;
+    for (const std::string& name : profiles_) {
+      ASSIGN_OR_RETURN(const Profile profile, ParseProfile(name));
+      profiles.push_back(profile);
+    }
     std::printf(
         "%s, random weights, %s; milliseconds of a step by graph replay, median of %d, "
         "without the logits' copy to the host\n\n"
         "| profile | context | batch | step | attention | products | rest | tokens/s | KV GB |\n"
         "|---|---|---|---|---|---|---|---|---|\n",
         shape_.c_str(), device_.c_str(), rounds_);
-    for (const Profile profile : {Profile::kBf16, Profile::kOscar})
+    for (const Profile profile : profiles)
       RETURN_IF_ERROR(RunProfile(ShapeOf(shape_, longest), profile, contexts, batches));
     return absl::OkStatus();
   }
@@ -85,7 +91,8 @@ class BenchDecodeCommand final : public Command {
     for (const int context : contexts) {
       std::vector<int> sizes = batches;
       const Need need(context, profile != Profile::kBf16);
-      if (budget_ > 0) sizes.push_back(static_cast<int>(budget_ / need.Bytes(config.kv_shape())));
+      if (budget_ > 0)
+        sizes.push_back(static_cast<int>(budget_ / need.Bytes(runner->codec().shape())));
       for (const int batch : sizes) {
         if (batch < 1) continue;
         RETURN_IF_ERROR(Measure(runner.get(), profile, context, need, batch));
@@ -96,7 +103,7 @@ class BenchDecodeCommand final : public Command {
 
   absl::Status Measure(CudaRunner* runner, Profile profile, int context, const Need& need,
                        int batch) {
-    const kernels::KvShape shape = runner->config().kv_shape();
+    const kernels::KvShape& shape = runner->codec().shape();
     ASSIGN_OR_RETURN(
         const std::unique_ptr<EmptyPool> memory,
         EmptyPool::Create(shape, size_t{1} * batch * need.pages, size_t{1} * batch * need.blocks));
@@ -146,6 +153,7 @@ class BenchDecodeCommand final : public Command {
   std::string shape_ = "qwen3-8b", device_ = "cuda:0";
   bool random_weights_ = false, early_launches_ = true;
   std::vector<std::string> contexts_ = {"8192", "32768", "131072"}, batches_ = {"1", "8", "32"};
+  std::vector<std::string> profiles_ = {"bf16", "oscar"};
   uint64_t budget_ = 0;
   int rounds_ = 20;
 };

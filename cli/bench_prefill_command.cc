@@ -19,7 +19,9 @@ struct Variant {
 };
 constexpr Variant kVariants[] = {{Profile::kBf16, PrefillHistory::kExact},
                                  {Profile::kOscar, PrefillHistory::kExact},
-                                 {Profile::kOscar, PrefillHistory::kCanonical}};
+                                 {Profile::kOscar, PrefillHistory::kCanonical},
+                                 {Profile::kShaped, PrefillHistory::kExact},
+                                 {Profile::kShapedSym, PrefillHistory::kExact}};
 
 class BenchPrefillCommand final : public Command {
  public:
@@ -66,7 +68,7 @@ class BenchPrefillCommand final : public Command {
     for (const int context : contexts) {
       const size_t blocks = BlockOf(context - 1) + 1;
       ASSIGN_OR_RETURN(const std::unique_ptr<EmptyPool> memory,
-                       EmptyPool::Create(config.kv_shape(), coded ? blocks : 0, blocks));
+                       EmptyPool::Create(runner->codec().shape(), coded ? blocks : 0, blocks));
       ASSIGN_OR_RETURN(const PreparedPool locked, runner->PreparePool(memory->pool()));
       SequenceKv kv(&memory->pool());
       for (size_t b = 0; b < blocks; ++b) {

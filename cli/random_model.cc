@@ -6,6 +6,8 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "codec/shaped_codec.h"
+#include "common/status_macros.h"
 
 namespace oscarkv::cli {
 
@@ -33,8 +35,41 @@ ModelConfig ShapeOf(const std::string& name, int context) {
   return c;
 }
 
+namespace {
+
+// Hadamard transforms and metrics that weigh all channels alike: no fit, but a fit's work.
+absl::StatusOr<std::shared_ptr<const KvCodec>> UnfittedShaped(const KvCodec& hadamard,
+                                                              bool symmetric) {
+  const kernels::KvShape& shape = hadamard.shape();
+  const int d = shape.head_dim;
+  ShapedParameters p;
+  p.shape = shape;
+  for (int layer = 0; layer < shape.num_layers; ++layer) {
+    for (const kernels::Side side : {kernels::Side::kKey, kernels::Side::kValue}) {
+      ShapedSide s;
+      for (int h = 0; h < shape.num_kv_heads; ++h) {
+        const float* m = side == kernels::Side::kKey ? hadamard.KeyRotation(layer, h)
+                                                     : hadamard.ValueRotation(layer, h);
+        s.transform.insert(s.transform.end(), m, m + d * d);
+        for (int i = 0; i < d * d; ++i) s.metric.push_back(i % (d + 1) == 0 ? 1.0f : 0.0f);
+      }
+      s.mean.assign(size_t{1} * shape.num_kv_heads * d, 0);
+      p.sides.push_back(std::move(s));
+    }
+  }
+  ShapedOptions options;
+  options.symmetric = symmetric;
+  return ShapedCodec::Create(p, options, "unfitted");
+}
+
+}  // namespace
+
 absl::StatusOr<std::shared_ptr<const KvCodec>> DataFreeCodec(Profile profile,
                                                              const kernels::KvShape& shape) {
+  if (IsShaped(profile)) {
+    ASSIGN_OR_RETURN(const auto hadamard, DataFreeCodec(Profile::kOscar, shape));
+    return UnfittedShaped(*hadamard, profile == Profile::kShapedSym);
+  }
   CodecOptions options;
   options.profile = profile;
   options.data_free = profile != Profile::kBf16;

@@ -19,6 +19,7 @@ inline const std::vector<std::string>& ShapeNames() {
   return *names;
 }
 
+// A codec that was fitted to nothing: for measurements of time.
 absl::StatusOr<std::shared_ptr<const KvCodec>> DataFreeCodec(Profile profile,
                                                              const kernels::KvShape& shape);
 

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -16,6 +17,7 @@
 #include "common/sha256.h"
 #include "kernels/layout.h"
 #include "kernels/q2_encode/op.h"
+#include "kernels/q2_encode/shaped.h"
 #include "kernels/types.h"
 
 namespace oscarkv {
@@ -65,6 +67,13 @@ class KvCodec {
 
   // The clip ratio of q2_encode, where that and the rotations are all there is to encoding; else 0.
   virtual float ClipRatio(kernels::Side side) const { return 0; }
+
+  // How a side of a head is encoded with error feedback, where that is all there is to encoding:
+  // everything but rows and page. Its metric is valid as long as the codec.
+  virtual std::optional<kernels::ShapedArgs> ShapedEncoding(int layer, int kv_head,
+                                                            kernels::Side side) const {
+    return std::nullopt;
+  }
 
   // One layer of a block of 64 tokens: bf16 [K,V][kv_head][64][d], rotated -> page layer
   // [kv_head][PageHeadBytes], and back. Inf or NaN in a row: kInvalidArgument. Profile kBf16 has no

@@ -119,24 +119,30 @@ std::string ShapedCodec::Describe() const {
   return absl::StrCat(ProfileName(profile()), ", ", origin_, ", ", options_.sweeps, " sweeps");
 }
 
+std::optional<kernels::ShapedArgs> ShapedCodec::ShapedEncoding(int layer, int kv_head,
+                                                               kernels::Side side) const {
+  const HeadSide& head = At(layer, kv_head, side);
+  kernels::ShapedArgs args;
+  args.head_dim = shape_.head_dim;
+  args.side = side;
+  args.metric = head.tables.view();
+  args.widen = head.widen;
+  args.gain = head.gain;
+  args.sweeps = options_.sweeps;
+  args.symmetric = options_.symmetric;
+  return args;
+}
+
 absl::Status ShapedCodec::EncodeLayer(int layer, const kernels::Bf16* block_layer,
                                       uint8_t* page_layer) const {
   const int d = shape_.head_dim;
   kernels::EncodeStats stats;
   for (const kernels::Side side : {kernels::Side::kKey, kernels::Side::kValue}) {
     for (int h = 0; h < shape_.num_kv_heads; ++h) {
-      const HeadSide& head = At(layer, h, side);
-      kernels::ShapedArgs args;
-      args.head_dim = d;
-      args.side = side;
+      kernels::ShapedArgs args = *ShapedEncoding(layer, h, side);
       args.rows = block_layer + static_cast<int>(side) * shape_.Bf16SideElements() +
                   size_t{1} * h * kernels::kPageTokens * d;
       args.row_stride = d;
-      args.metric = head.tables.view();
-      args.widen = head.widen;
-      args.gain = head.gain;
-      args.sweeps = options_.sweeps;
-      args.symmetric = options_.symmetric;
       args.page_head = page_layer + h * kernels::PageHeadBytes(d, shape_.offsets);
       RETURN_IF_ERROR(EncodeStatus(
           kernels::EncodePageHeadShaped(kernels::Backend::kCpu, args, &stats), layer, d));

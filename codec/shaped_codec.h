@@ -56,6 +56,8 @@ class ShapedCodec final : public KvCodec {
   const float* ValueMean(int layer, int head) const override {
     return At(layer, head, kernels::Side::kValue).mean.data();
   }
+  std::optional<kernels::ShapedArgs> ShapedEncoding(int layer, int kv_head,
+                                                    kernels::Side side) const override;
   absl::Status EncodeLayer(int layer, const kernels::Bf16* block_layer,
                            uint8_t* page_layer) const override;
   absl::Status DecodeLayer(int layer, const uint8_t* page_layer,

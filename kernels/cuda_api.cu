@@ -45,6 +45,8 @@ oscarkv::kernels::cuda::Api MakeApi() {
   OSCARKV_CUDA_FUNCTION(PrepareAttentionInputs);
   OSCARKV_CUDA_FUNCTION(PrepareTransforms);
   OSCARKV_CUDA_FUNCTION(EncodeBlocks);
+  OSCARKV_CUDA_FUNCTION(FillShapedTable);
+  OSCARKV_CUDA_FUNCTION(EncodeShapedBlocks);
   OSCARKV_CUDA_FUNCTION(PagedPrefillAttention);
   OSCARKV_CUDA_FUNCTION(DecodePages);
   OSCARKV_CUDA_FUNCTION(PagedAttentionWorkspaceBytes);

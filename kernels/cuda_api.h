@@ -12,12 +12,13 @@
 #include "kernels/paged_attention/op_cuda.h"
 #include "kernels/prefill_attention/op_cuda.h"
 #include "kernels/q2_encode/op_cuda.h"
+#include "kernels/q2_encode/shaped_cuda.h"
 
 namespace oscarkv::kernels::cuda {
 
 // Changed with every change of this table or of a struct that its functions take: a library and a
 // program of different builds must not meet.
-inline constexpr int kApiVersion = 2;
+inline constexpr int kApiVersion = 3;
 inline constexpr char kApiSymbol[] = "oscarkv_cuda_api";
 inline constexpr char kLibraryName[] = "liboscarkv_kernels_cuda.so";
 
@@ -70,6 +71,8 @@ struct Api {
   // q2_encode
   OSCARKV_CUDA_FUNCTION(PrepareTransforms);
   OSCARKV_CUDA_FUNCTION(EncodeBlocks);
+  OSCARKV_CUDA_FUNCTION(FillShapedTable);
+  OSCARKV_CUDA_FUNCTION(EncodeShapedBlocks);
   // prefill_attention
   OSCARKV_CUDA_FUNCTION(PagedPrefillAttention);
   OSCARKV_CUDA_FUNCTION(DecodePages);

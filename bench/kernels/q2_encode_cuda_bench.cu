@@ -15,6 +15,7 @@
 #include "bench/kernels/cuda_timing.h"
 #include "kernels/cuda_device.h"
 #include "kernels/q2_encode/op_cuda.h"
+#include "kernels/q2_encode/shaped_cuda.h"
 #include "tests/unit/kernels/cuda_checks.h"
 #include "tests/unit/kernels/device_buffer.h"
 
@@ -55,6 +56,8 @@ struct Shape {
   int d, blocks, heads;
   Side side;
   bool transform, rotated;
+  enum { kOscar, kShaped, kSymmetric } how = kOscar;
+  int sweeps = 2;
 };
 
 void Measure(const Shape& s) {
@@ -76,8 +79,45 @@ void Measure(const Shape& s) {
   DeviceBuffer<float> matrices(matrix);
   DeviceBuffer<uint8_t> prepared(cuda::PreparedTransformBytes(s.d));
   cuda::PrepareTransforms(s.d, cuda::RowType::kBf16, matrices.get(), 1, prepared.get(), {});
+  // Blocks behind each other; every head's metric weighs all channels alike: the work is a fit's.
+  const bool shaped = s.how != Shape::kOscar, symmetric = s.how == Shape::kSymmetric;
+  std::vector<int64_t> row_begin, page_begin;
+  for (int b = 0; b < s.blocks; ++b) {
+    row_begin.push_back(int64_t{64} * b * s.d * s.heads);
+    page_begin.push_back(int64_t{b} * s.heads * PageHeadBytes(s.d, !symmetric));
+  }
+  DeviceBuffer<int64_t> row_begin_at(row_begin), page_begin_at(page_begin);
+  const int d = s.d;
+  std::vector<float> table(cuda::ShapedTableFloats(d), 0), tables;
+  std::fill_n(table.begin() + 2 * d * d, 2 * d, 1.0f);
+  table[2 * d * d + 2 * d] = static_cast<float>(d);
+  table[2 * d * d + 2 * d + 1] = table[2 * d * d + 2 * d + 2] = 1;
+  for (int h = 0; shaped && h < s.heads; ++h)
+    tables.insert(tables.end(), table.begin(), table.end());
+  DeviceBuffer<float> tables_at(tables);
   CheckCuda(cudaDeviceSynchronize(), "setup");
   const double us = bench::MedianUs(kBuffers, [&](int i, cudaStream_t stream) {
+    if (shaped) {
+      cuda::ShapedBatchArgs args;
+      args.head_dim = s.d;
+      args.side = s.side;
+      args.num_kv_heads = s.heads;
+      args.num_blocks = s.blocks;
+      args.rows = in[i]->get();
+      args.head_stride = s.d;
+      args.row_stride = int64_t{s.d} * s.heads;
+      args.row_begin = row_begin_at.get();
+      args.tables = tables_at.get();
+      args.sweeps = s.sweeps;
+      args.symmetric = symmetric;
+      args.pages = pages[i]->get();
+      args.page_begin = page_begin_at.get();
+      if (cuda::EncodeShapedBlocks(args, {stream}) != KernelStatus::kOk) {
+        std::fprintf(stderr, "%s: %s\n", s.name, cuda::LastError());
+        std::abort();
+      }
+      return;
+    }
     cuda::EncodeBatchArgs args;
     args.head_dim = s.d;
     args.side = s.side;
@@ -147,6 +187,12 @@ int Main(int argc, char** argv) {
       {"V, flush of 1 sequence x 8", 128, 1, 8, Side::kValue, false, false},
       {"K, prefill 128K x 8, rotated here", 64, 2048, 8, Side::kKey, true, false},
       {"V, prefill 128K x 8, already rotated", 64, 2048, 8, Side::kValue, false, false},
+      {"K, shaped, prefill 128K x 8", 128, 2048, 8, Side::kKey, false, false, Shape::kShaped},
+      {"V, shaped, prefill 128K x 8", 128, 2048, 8, Side::kValue, false, false, Shape::kShaped},
+      {"K, shaped, no sweeps", 128, 2048, 8, Side::kKey, false, false, Shape::kShaped, 0},
+      {"K, shaped-sym", 128, 2048, 8, Side::kKey, false, false, Shape::kSymmetric},
+      {"K, shaped, prefill 4K x 8", 128, 64, 8, Side::kKey, false, false, Shape::kShaped},
+      {"K, shaped, flush of 1 sequence x 8", 128, 1, 8, Side::kKey, false, false, Shape::kShaped},
   };
   for (int i = 0; i < static_cast<int>(std::size(kShapes)); ++i) {
     if (row < 0 || row == i) Measure(kShapes[i]);

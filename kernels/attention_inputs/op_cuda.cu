@@ -19,16 +19,33 @@ constexpr int kRows = 16;
 constexpr int kWarps = 4;
 constexpr int kColumns = 8 * kWarps;  // of a thread block: an 8-wide tile for each warp
 
-// Row `index` of kv head blockIdx.y.
+// A row of kv head blockIdx.y.
 struct Row {
   bool exists;
   int token, member;  // member of the group; `group` itself: the key
 };
 
+// Thread blocks of queries alone, when these have a transform of their own; keys' come behind.
+__host__ __device__ int QueryBlocks(const AttentionInputArgs& args) {
+  return args.query_transform == nullptr ? 0 : (args.num_tokens * args.group + kRows - 1) / kRows;
+}
+
+// Row `index` of thread block blockIdx.x.
 __device__ Row RowAt(const AttentionInputArgs& args, int index) {
+  const int block = static_cast<int>(blockIdx.x), query_blocks = QueryBlocks(args);
   Row row;
-  row.token = index / (args.group + 1);
-  row.member = index - row.token * (args.group + 1);
+  if (query_blocks == 0) {
+    index += block * kRows;
+    row.token = index / (args.group + 1);
+    row.member = index - row.token * (args.group + 1);
+  } else if (block < query_blocks) {
+    index += block * kRows;
+    row.token = index / args.group;
+    row.member = index - row.token * args.group;
+  } else {
+    row.token = index + (block - query_blocks) * kRows;
+    row.member = args.group;
+  }
   row.exists = row.token < args.num_tokens;
   return row;
 }
@@ -66,20 +83,24 @@ __device__ void LoadRow(const AttentionInputArgs& args, const Row& row, float* s
 #pragma unroll
     for (int i = 0; i < kD / 32; ++i) v[i] *= factor * weight[lane + 32 * i];
   }
-  const int half = args.half_dim;
-  if (half == 0) return;
-  __syncwarp();
+  if (const int half = args.half_dim; half > 0) {
+    __syncwarp();
 #pragma unroll
-  for (int i = 0; i < kD / 32; ++i) scratch[lane + 32 * i] = v[i];
-  __syncwarp();
-  const int64_t at = int64_t{args.positions[row.token]} * half;
+    for (int i = 0; i < kD / 32; ++i) scratch[lane + 32 * i] = v[i];
+    __syncwarp();
+    const int64_t at = int64_t{args.positions[row.token]} * half;
 #pragma unroll
-  for (int i = 0; i < kD / 32; ++i) {
-    const int c = lane + 32 * i;
-    if (c >= 2 * half) continue;
-    const int pair = c < half ? c : c - half;
-    const float cos = args.cos_table[at + pair], sin = args.sin_table[at + pair];
-    v[i] = c < half ? v[i] * cos - scratch[c + half] * sin : v[i] * cos + scratch[c - half] * sin;
+    for (int i = 0; i < kD / 32; ++i) {
+      const int c = lane + 32 * i;
+      if (c >= 2 * half) continue;
+      const int pair = c < half ? c : c - half;
+      const float cos = args.cos_table[at + pair], sin = args.sin_table[at + pair];
+      v[i] = c < half ? v[i] * cos - scratch[c + half] * sin : v[i] * cos + scratch[c - half] * sin;
+    }
+  }
+  if (key && args.key_mean != nullptr) {
+#pragma unroll
+    for (int i = 0; i < kD / 32; ++i) v[i] -= args.key_mean[kv_head * kD + lane + 32 * i];
   }
 }
 
@@ -153,7 +174,10 @@ __global__ void __launch_bounds__(32 * kWarps)
   uint32_t b[2][kD / 16][2];
   if constexpr (kRotate) {
     const uint8_t* matrix =
-        static_cast<const uint8_t*>(args.transform) + blockIdx.y * args.transform_head_stride;
+        static_cast<const uint8_t*>(static_cast<int>(blockIdx.x) < QueryBlocks(args)
+                                        ? args.query_transform
+                                        : args.transform) +
+        blockIdx.y * args.transform_head_stride;
 #pragma unroll
     for (int term = 0; term < 2; ++term) {
 #pragma unroll
@@ -166,7 +190,7 @@ __global__ void __launch_bounds__(32 * kWarps)
 
   WaitForPriorKernels();
   for (int r = warp; r < kRows; r += kWarps) {
-    const Row row = RowAt(args, blockIdx.x * kRows + r);
+    const Row row = RowAt(args, r);
     float v[kD / 32] = {};
     if (row.exists) {
       LoadRow<kD, In>(args, row, scratch[warp], v);
@@ -193,17 +217,18 @@ __global__ void __launch_bounds__(32 * kWarps)
     float c[4];
     Rotate<kD>(b, SharedAddress(terms[0]), SharedAddress(terms[1]), kPitch, c);
     for (int r = 0; r < 2; ++r) {
-      StorePair<kD>(args, RowAt(args, blockIdx.x * kRows + g + 8 * r), column + 2 * j, c[2 * r],
-                    c[2 * r + 1]);
+      StorePair<kD>(args, RowAt(args, g + 8 * r), column + 2 * j, c[2 * r], c[2 * r + 1]);
     }
   }
 }
 
 template <int kD, class In>
 KernelStatus Launch(const AttentionInputArgs& args, cudaStream_t stream) {
-  const int rows = args.num_tokens * (args.group + 1);
   const bool rotate = args.transform != nullptr;
-  const dim3 grid((rows + kRows - 1) / kRows, args.num_kv_heads, rotate ? kD / kColumns : 1);
+  const int query_blocks = QueryBlocks(args);
+  const int rows = query_blocks > 0 ? args.num_tokens : args.num_tokens * (args.group + 1);
+  const dim3 grid(query_blocks + (rows + kRows - 1) / kRows, args.num_kv_heads,
+                  rotate ? kD / kColumns : 1);
   const auto kernel =
       rotate ? AttentionInputKernel<kD, In, true> : AttentionInputKernel<kD, In, false>;
   return LaunchEarly("AttentionInputKernel", kernel, grid, dim3(32 * kWarps), 0, stream, args);
@@ -220,6 +245,8 @@ KernelStatus LaunchType(const AttentionInputArgs& args, cudaStream_t stream) {
 KernelStatus PrepareAttentionInputs(const AttentionInputArgs& args, Stream stream) {
   if (!IsSupportedHeadDim(args.head_dim) || args.group < 1 || args.group > kMaxGroup ||
       2 * args.half_dim > args.head_dim || args.num_kv_heads < 1 || args.num_kv_heads > 65535)
+    return KernelStatus::kUnsupported;
+  if (args.transform == nullptr && (args.query_transform != nullptr || args.key_mean != nullptr))
     return KernelStatus::kUnsupported;
   if (args.num_tokens <= 0) return KernelStatus::kOk;
   const auto s = static_cast<cudaStream_t>(stream.handle);

@@ -47,6 +47,10 @@ struct AttentionInputArgs {
   // kernel right before this one.
   const void* transform = nullptr;
   int64_t transform_head_stride = 0;  // bytes from kv head to kv head; 0: one matrix for all
+  // With a transform: another one for queries, of the same stride; null: they take the keys'.
+  const void* query_transform = nullptr;
+  // With a transform: subtracted from keys before it, [num_kv_heads][head_dim]; or null.
+  const float* key_mean = nullptr;
 
   float* q = nullptr;  // out, [num_tokens][query heads][head_dim]
 

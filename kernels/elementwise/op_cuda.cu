@@ -105,13 +105,13 @@ __global__ void FillUniformKernel(Out* y, int64_t n, float range, uint64_t seed)
     StoreElement(y + i, range * (2 * Unit(seed + i) - 1));
 }
 
-__global__ void FillPagesKernel(uint8_t* bytes, int head_dim, uint64_t seed) {
-  const int64_t words = PageHeadBytes(head_dim) / 4, codes = MetaOffset(head_dim) / 4;
+__global__ void FillPagesKernel(uint8_t* bytes, int head_dim, bool with_offsets, uint64_t seed) {
+  const int64_t words = PageHeadBytes(head_dim, with_offsets) / 4, codes = MetaOffset(head_dim) / 4;
   auto* page = reinterpret_cast<uint32_t*>(bytes) + blockIdx.x * words;
   const uint64_t first = seed + blockIdx.x * words;
   constexpr int kPlane = kPageTokens / 2;  // words
   for (int64_t i = threadIdx.x; i < words; i += kThreads) {
-    const bool offsets = i >= codes && (i - codes) / kPlane % 2 == 1;
+    const bool offsets = with_offsets && i >= codes && (i - codes) / kPlane % 2 == 1;
     const uint64_t at = first + (offsets ? i - kPlane : i);  // offsets take their scales' factors
     const float sign = offsets ? -1.5f : 1;
     page[i] = i < codes ? static_cast<uint32_t>(Hash(at))
@@ -213,10 +213,12 @@ KernelStatus FillUniform(MutableElements y, int64_t n, float range, uint64_t see
   return Check(cudaGetLastError(), "FillUniformKernel");
 }
 
-KernelStatus FillPages(uint8_t* bytes, int64_t n, int head_dim, uint64_t seed, Stream stream) {
+KernelStatus FillPages(uint8_t* bytes, int64_t n, int head_dim, bool offsets, uint64_t seed,
+                       Stream stream) {
   if (!IsSupportedHeadDim(head_dim) || n > INT32_MAX) return KernelStatus::kUnsupported;
   if (n <= 0) return KernelStatus::kOk;
-  FillPagesKernel<<<static_cast<unsigned>(n), kThreads, 0, ToCuda(stream)>>>(bytes, head_dim, seed);
+  FillPagesKernel<<<static_cast<unsigned>(n), kThreads, 0, ToCuda(stream)>>>(bytes, head_dim,
+                                                                             offsets, seed);
   return Check(cudaGetLastError(), "FillPagesKernel");
 }
 

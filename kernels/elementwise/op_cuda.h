@@ -28,8 +28,9 @@ KernelStatus AddRmsNorm(float* x, Elements delta, const float* weight, float eps
 // Pseudo-random numbers, the same for the same seed: uniform in [-range, range).
 KernelStatus FillUniform(MutableElements y, int64_t n, float range, uint64_t seed, Stream stream);
 // Page-heads of random codes; of both sides scale 1 and offset -1.5 times a random factor in [0.5,
-// 1.5). bytes: n page-heads of head_dim. For benchmarks.
-KernelStatus FillPages(uint8_t* bytes, int64_t n, int head_dim, uint64_t seed, Stream stream);
+// 1.5). bytes: n page-heads of head_dim, with offset planes or without. For benchmarks.
+KernelStatus FillPages(uint8_t* bytes, int64_t n, int head_dim, bool offsets, uint64_t seed,
+                       Stream stream);
 
 // y[i, c] = silu(gate_up[i, c]) * gate_up[i, width + c]; gate_up [n, 2 width], y [n, width].
 KernelStatus SiluGate(Elements gate_up, int64_t n, int64_t width, MutableElements y, Stream stream);

@@ -55,6 +55,24 @@ __device__ __forceinline__ void LoadSlot(const uint8_t* codes, int token_block, 
   }
 }
 
+// Scales and offsets of one side: those of a lane's tokens (16 tb + g, 16 tb + g + 8), four pairs.
+template <bool kOffsets>
+struct TokenPlanes {
+  // planes: a lane's 16 bytes of the scales; those of the offsets come 128 bytes further.
+  __device__ explicit TokenPlanes(const uint4* planes) : scales(planes[0]) {
+    if constexpr (kOffsets) offsets = planes[8];
+  }
+  __device__ float2 Scale(int tb) const {
+    return UnpackFp16(reinterpret_cast<const uint32_t*>(&scales)[tb]);
+  }
+  __device__ float2 Offset(int tb) const {
+    if constexpr (kOffsets) return UnpackFp16(reinterpret_cast<const uint32_t*>(&offsets)[tb]);
+    const float2 scale = Scale(tb);
+    return {kCentredOffset * scale.x, kCentredOffset * scale.y};
+  }
+  uint4 scales, offsets;
+};
+
 template <class C>
 class Softmax {
  public:
@@ -481,12 +499,10 @@ __device__ void Softmax<C>::AddPage(const uint8_t* page) {
   const uint4* planes = reinterpret_cast<const uint4*>(page + MetaOffset(C::kHeadDim)) + lane_.g;
   float y[C::kLaneHeads][kBlocks][2];
   {
-    uint4 scales = planes[0], offsets = planes[8];
-    const uint32_t* s2 = reinterpret_cast<const uint32_t*>(&scales);
-    const uint32_t* o2 = reinterpret_cast<const uint32_t*>(&offsets);
+    const TokenPlanes<C::kOffsets> of(planes);
 #pragma unroll
     for (int tb = 0; tb < kBlocks; ++tb) {
-      const float2 scale = UnpackFp16(s2[tb]), offset = UnpackFp16(o2[tb]);
+      const float2 scale = of.Scale(tb), offset = of.Offset(tb);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const float s = (r ? scale.y : scale.x) * score_factor_, o = r ? offset.y : offset.x;
@@ -501,9 +517,7 @@ __device__ void Softmax<C>::AddPage(const uint8_t* page) {
 
   // Weights p * scale as column operands: of heads (2j, 2j + 1), or (high, low) of head j.
   uint32_t w[kGroups][kBlocks][2];
-  uint4 scales = planes[16], offsets = planes[24];
-  const uint32_t* s2 = reinterpret_cast<const uint32_t*>(&scales);
-  const uint32_t* o2 = reinterpret_cast<const uint32_t*>(&offsets);
+  const TokenPlanes<C::kOffsets> of(planes + (C::kOffsets ? 16 : 8));
   float sum[C::kLaneHeads], offset_sum[C::kLaneHeads];
   const auto weights = [&] {  // whether they are in range
     __half2 largest = __float2half2_rn(0);
@@ -511,7 +525,7 @@ __device__ void Softmax<C>::AddPage(const uint8_t* page) {
     for (int k = 0; k < C::kLaneHeads; ++k) sum[k] = offset_sum[k] = 0;
 #pragma unroll
     for (int tb = 0; tb < kBlocks; ++tb) {
-      const float2 scale = UnpackFp16(s2[tb]), offset = UnpackFp16(o2[tb]);
+      const float2 scale = of.Scale(tb), offset = of.Offset(tb);
       float ps[C::kLaneHeads][2];
 #pragma unroll
       for (int k = 0; k < C::kLaneHeads; ++k) {
@@ -555,7 +569,7 @@ __device__ void Softmax<C>::AddPage(const uint8_t* page) {
       step[k] = -INFINITY;
 #pragma unroll
       for (int tb = 0; tb < kBlocks; ++tb) {
-        const float2 scale = UnpackFp16(s2[tb]);
+        const float2 scale = of.Scale(tb);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           const float at = y[k][tb][r];

@@ -37,11 +37,12 @@ namespace oscarkv::kernels::cuda {
 inline constexpr float kCoarseLimit = 2;
 
 // kSplit: at most 4 heads, in high and low columns. Otherwise at most 8 heads per column group.
-template <int kHeadDim_, int kColumnGroups_, bool kSplit_>
+// kOffsets: pages have offset planes.
+template <int kHeadDim_, int kColumnGroups_, bool kSplit_, bool kOffsets_>
 struct Config {
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr int kColumnGroups = kColumnGroups_;
-  static constexpr bool kSplit = kSplit_;
+  static constexpr bool kSplit = kSplit_, kOffsets = kOffsets_;
   static_assert(!kSplit || kColumnGroups == 1);
 
   static constexpr int kHeads = kSplit ? 4 : 8 * kColumnGroups;
@@ -54,7 +55,7 @@ struct Config {
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kStages = 2;
   static constexpr int kBlocksPerSm = kColumnGroups == 1 ? 2 : 1;
-  static constexpr int kPageBytes = static_cast<int>(PageHeadBytes(kHeadDim));
+  static constexpr int kPageBytes = static_cast<int>(PageHeadBytes(kHeadDim, kOffsets));
   static constexpr int kTileBytes = 2 * kTileTokens * kHeadDim;  // of K or of V
   static constexpr int kStageBytes = kPageBytes;
   static_assert(kTileBytes <= kStageBytes);
@@ -240,8 +241,7 @@ class Ring {
     if (lane_ == 0) CopyBulk(to, from, C::kPageBytes, barriers_ + 8 * stage, policy_);
 #else
 #pragma unroll
-    for (int i = 0; i < C::kPageBytes; i += 512)
-      CopyAsync16(to + i + 16 * lane_, from + i + 16 * lane_, 16);
+    for (int i = 16 * lane_; i < C::kPageBytes; i += 512) CopyAsync16(to + i, from + i, 16);
 #endif
   }
 

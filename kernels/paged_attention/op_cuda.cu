@@ -229,15 +229,15 @@ Variant VariantOf() {
   return {&AttendKernel<C>, static_cast<int>(sizeof(SharedMemory<C>)), C::kThreads, C::kHeads,
           C::kElements};
 }
-Variant VariantOf(int head_dim, int group) {
-  if (head_dim == 128) {
-    if (group <= 4) return VariantOf<Config<128, 1, true>>();
-    if (group <= 8) return VariantOf<Config<128, 1, false>>();
-    return VariantOf<Config<128, 2, false>>();
-  }
-  if (group <= 4) return VariantOf<Config<64, 1, true>>();
-  if (group <= 8) return VariantOf<Config<64, 1, false>>();
-  return VariantOf<Config<64, 2, false>>();
+template <int kHeadDim, bool kOffsets>
+Variant VariantOf(int group) {
+  if (group <= 4) return VariantOf<Config<kHeadDim, 1, true, kOffsets>>();
+  if (group <= 8) return VariantOf<Config<kHeadDim, 1, false, kOffsets>>();
+  return VariantOf<Config<kHeadDim, 2, false, kOffsets>>();
+}
+Variant VariantOf(int head_dim, int group, bool offsets) {
+  if (head_dim == 128) return offsets ? VariantOf<128, true>(group) : VariantOf<128, false>(group);
+  return offsets ? VariantOf<64, true>(group) : VariantOf<64, false>(group);
 }
 
 // Thread blocks that run at the same time on the current device.
@@ -286,9 +286,8 @@ bool IsSupported(int num_kv_heads, int group, int head_dim) {
 
 KernelStatus Prepare(const PagedAttentionArgs& args, void* base, Variant* variant, int* blocks,
                      Workspace* workspace) {
-  if (!args.offsets || !IsSupported(args.num_kv_heads, args.group, args.head_dim))
-    return KernelStatus::kUnsupported;
-  *variant = VariantOf(args.head_dim, args.group);
+  if (!IsSupported(args.num_kv_heads, args.group, args.head_dim)) return KernelStatus::kUnsupported;
+  *variant = VariantOf(args.head_dim, args.group, args.offsets);
   const KernelStatus status = ResidentBlocks(*variant, blocks);
   if (status == KernelStatus::kOk)
     Layout(*variant, *blocks, args.num_seqs, args.num_kv_heads, base, workspace);
@@ -299,11 +298,15 @@ KernelStatus Prepare(const PagedAttentionArgs& args, void* base, Variant* varian
 
 size_t PagedAttentionWorkspaceBytes(int max_seqs, int num_kv_heads, int group, int head_dim) {
   if (!IsSupported(num_kv_heads, group, head_dim)) return 0;
-  const Variant variant = VariantOf(head_dim, group);
-  int blocks = 0;
-  if (ResidentBlocks(variant, &blocks) != KernelStatus::kOk) return 0;
-  Workspace workspace;
-  return Layout(variant, blocks, max_seqs, num_kv_heads, nullptr, &workspace);
+  size_t most = 0;
+  for (const bool offsets : {true, false}) {
+    const Variant variant = VariantOf(head_dim, group, offsets);
+    int blocks = 0;
+    if (ResidentBlocks(variant, &blocks) != KernelStatus::kOk) return 0;
+    Workspace workspace;
+    most = std::max(most, Layout(variant, blocks, max_seqs, num_kv_heads, nullptr, &workspace));
+  }
+  return most;
 }
 
 KernelStatus PlanPagedAttention(const PagedAttentionArgs& args, void* base, Stream stream) {

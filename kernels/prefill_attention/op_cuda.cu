@@ -274,14 +274,14 @@ __global__ void DecodePagesKernel(const __grid_constant__ DecodePagesArgs args) 
   __shared__ uint32_t codes[CodesBytes(kD) / 4];
   __shared__ __half planes[2][kPageTokens];  // scale, offset
   const int head = blockIdx.y, side = blockIdx.z;
-  const uint8_t* page_head =
-      args.pages + args.page_ids[blockIdx.x] * args.page_stride + int64_t{head} * PageHeadBytes(kD);
+  const uint8_t* page_head = args.pages + args.page_ids[blockIdx.x] * args.page_stride +
+                             int64_t{head} * PageHeadBytes(kD, args.offsets);
   const auto* words = reinterpret_cast<const uint32_t*>(page_head + side * CodesBytes(kD));
   for (int i = threadIdx.x; i < static_cast<int>(CodesBytes(kD) / 4); i += kThreads)
     codes[i] = words[i];
-  const auto* meta =
-      reinterpret_cast<const __half*>(page_head + MetaOffset(kD)) + side * 2 * kPageTokens;
-  for (int i = threadIdx.x; i < 2 * kPageTokens; i += kThreads)
+  const auto* meta = reinterpret_cast<const __half*>(
+      page_head + ScaleOffset(kD, side == 0 ? Side::kKey : Side::kValue, args.offsets));
+  for (int i = threadIdx.x; i < (args.offsets ? 2 : 1) * kPageTokens; i += kThreads)
     planes[i / kPageTokens][i % kPageTokens] = meta[i];
   __syncthreads();
   uint8_t* block = args.blocks + blockIdx.x * args.block_stride +
@@ -289,7 +289,8 @@ __global__ void DecodePagesKernel(const __grid_constant__ DecodePagesArgs args) 
   for (int i = threadIdx.x; i < kPageTokens * kD / 8; i += kThreads) {
     const int token = i / (kD / 8), first = i % (kD / 8) * 8;
     const float scale = __half2float(planes[0][MetaIndex(token)]),
-                offset = __half2float(planes[1][MetaIndex(token)]);
+                offset = args.offsets ? __half2float(planes[1][MetaIndex(token)])
+                                      : kCentredOffset * scale;
     float v[8];
 #pragma unroll
     for (int c = 0; c < 8; ++c) {

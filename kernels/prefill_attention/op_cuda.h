@@ -49,6 +49,7 @@ struct DecodePagesArgs {
   int head_dim = 0;
   int num_kv_heads = 0;
   int num_pages = 0;
+  bool offsets = true;  // pages have offset planes (layout.h)
   const uint8_t* pages = nullptr;
   int64_t page_stride = 0;
   const int32_t* page_ids = nullptr;  // [num_pages]

@@ -104,7 +104,7 @@ absl::Status CudaRunner::UploadStep(absl::Span<const DecodeInput> batch, int buc
 }
 
 kernels::PagedAttentionArgs CudaRunner::AttentionArgs(int layer, int bucket) const {
-  const kernels::KvShape shape = config_.kv_shape();
+  const kernels::KvShape& shape = codec_->shape();
   kernels::PagedAttentionArgs args;
   args.head_dim = config_.head_dim;
   args.num_kv_heads = config_.num_kv_heads;
@@ -115,6 +115,7 @@ kernels::PagedAttentionArgs CudaRunner::AttentionArgs(int layer, int bucket) con
   args.rounded = decode_.attention.data();
   args.page_pool = pool_->pages() + layer * shape.PageLayerBytes();
   args.page_stride = pool_->page_stride();
+  args.offsets = shape.offsets;
   args.page_ids = decode_.page_ids.data();
   args.page_begin = decode_.page_begin.data();
   args.bf16_pool = pool_->blocks() + layer * shape.Bf16LayerBytes();
@@ -244,7 +245,7 @@ absl::Status CudaRunner::RunStep(int bucket) {
 absl::Status CudaRunner::FinishBlocks(absl::Span<const DecodeInput> batch,
                                       std::vector<bool>* broken) {
   const KvPool& pool = batch[0].kv->pool();
-  const kernels::KvShape shape = config_.kv_shape();
+  const kernels::KvShape& shape = codec_->shape();
   std::vector<size_t> encoded, completed;
   for (size_t i = 0; i < batch.size(); ++i) {
     if (batch[i].position % kBlockTokens != kBlockTokens - 1) continue;
@@ -270,7 +271,7 @@ absl::Status CudaRunner::FinishBlocks(absl::Span<const DecodeInput> batch,
     RETURN_IF_ERROR(decode_.encode.Upload(offsets.data(), offsets.size()));
     RETURN_IF_ERROR(decode_.nonfinite.Zero());
     RETURN_IF_ERROR(
-        Encode(decode_.encode.data(), static_cast<int>(n), 0, 0, decode_.nonfinite.data()));
+        Encode(decode_.encode.data(), static_cast<int>(n), -1, decode_.nonfinite.data()));
     RETURN_IF_ERROR(
         Ok(api().Copy(bad.data(), decode_.nonfinite.data(), n * sizeof(uint32_t), stream()),
            "download"));
@@ -349,11 +350,11 @@ absl::StatusOr<std::vector<float>> CudaRunner::TimeSteps(absl::Span<const Decode
 absl::Status CudaRunner::FillPool(KvPool& pool, uint64_t seed) {
   RETURN_IF_ERROR(device_->Enter());
   RETURN_IF_ERROR(UsePool(pool));
-  const kernels::KvShape shape = config_.kv_shape();
+  const kernels::KvShape& shape = codec_->shape();
   const int64_t heads = int64_t{1} * shape.num_layers * shape.num_kv_heads;
   for (int id = 0; id < pool.num_pages(); ++id) {
     RETURN_IF_ERROR(Ok(api().FillPages(pool_->pages() + id * pool_->page_stride(), heads,
-                                       shape.head_dim, seed + id, stream()),
+                                       shape.head_dim, shape.offsets, seed + id, stream()),
                        "random pages"));
   }
   const int64_t elements = static_cast<int64_t>(shape.Bf16BlockBytes() / sizeof(Bf16));

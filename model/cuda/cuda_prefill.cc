@@ -112,7 +112,7 @@ absl::Status CudaRunner::UploadPlan(const PrefillChunk& chunk, Pass* plan) {
   ids.insert(ids.end(), decoded.begin(), decoded.end());
   RETURN_IF_ERROR(prefill_.ids.Upload(ids.data(), ids.size()));
   RETURN_IF_ERROR(
-      prefill_.scratch.Reserve(*device_, decoded.size() * config_.kv_shape().Bf16LayerBytes()));
+      prefill_.scratch.Reserve(*device_, decoded.size() * codec_->shape().Bf16LayerBytes()));
 
   std::vector<int32_t> positions(pass.tokens);
   std::vector<int64_t> rows(pass.tokens), encode;
@@ -207,13 +207,11 @@ absl::Status CudaRunner::PrefillInputs(int layer, const Pass& pass) {
 
 // Pages of the blocks that the chunk completes; their stored form starts for the host.
 absl::Status CudaRunner::PrefillStore(int layer, const Pass& pass) {
-  const kernels::KvShape shape = config_.kv_shape();
+  const kernels::KvShape& shape = codec_->shape();
   const SequenceKv& kv = *pass.chunk->kv;
   if (pass.num_encoded > 0 && encodes_) {
-    const int64_t layer_row = static_cast<int64_t>(layer * shape.Bf16LayerBytes() / sizeof(Bf16));
-    RETURN_IF_ERROR(Encode(prefill_.encode.data(), pass.num_encoded, layer_row,
-                           static_cast<int64_t>(layer * shape.PageLayerBytes()),
-                           prefill_.nonfinite.data()));
+    RETURN_IF_ERROR(
+        Encode(prefill_.encode.data(), pass.num_encoded, layer, prefill_.nonfinite.data()));
   }
   RETURN_IF_ERROR(Ok(api().Record(computed_, stream()), "event"));
   RETURN_IF_ERROR(Ok(api().Wait(device_->to_host(), computed_), "event"));
@@ -232,13 +230,14 @@ absl::Status CudaRunner::PrefillStore(int layer, const Pass& pass) {
 // Attention, output projection and MLP of rows from first_row on.
 absl::Status CudaRunner::PrefillOutputs(int layer, const Pass& pass, int first_row) {
   const CudaLayer& w = weights_.layers[layer];
-  const kernels::KvShape shape = config_.kv_shape();
+  const kernels::KvShape& shape = codec_->shape();
   const int64_t hidden = config_.hidden_size;
   if (pass.num_decoded > 0) {
     kernels::cuda::DecodePagesArgs decode;
     decode.head_dim = config_.head_dim;
     decode.num_kv_heads = config_.num_kv_heads;
     decode.num_pages = pass.num_decoded;
+    decode.offsets = shape.offsets;
     decode.pages = pool_->pages() + layer * shape.PageLayerBytes();
     decode.page_stride = pool_->page_stride();
     decode.page_ids = prefill_.ids.data() + pass.decoded_at;

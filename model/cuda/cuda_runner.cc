@@ -173,7 +173,7 @@ int64_t CudaRunner::KvRow(int32_t block, int position) const {
 
 kernels::cuda::AttentionInputArgs CudaRunner::InputArgs(int layer, int tokens) const {
   const CudaLayer& w = weights_.layers[layer];
-  const kernels::KvShape shape = config_.kv_shape();
+  const kernels::KvShape& shape = codec_->shape();
   kernels::cuda::AttentionInputArgs args;
   args.head_dim = config_.head_dim;
   args.num_kv_heads = config_.num_kv_heads;
@@ -189,32 +189,66 @@ kernels::cuda::AttentionInputArgs CudaRunner::InputArgs(int layer, int tokens) c
   args.half_dim = rope_.half_dim();
   args.transform = w.key_rotation.data();
   args.transform_head_stride = w.rotation_stride;
+  args.query_transform = w.query_transform.data();
+  args.key_mean = w.key_mean.data();
   args.kv = reinterpret_cast<Bf16*>(pool_->blocks() + layer * shape.Bf16LayerBytes());
   args.value_offset = static_cast<int64_t>(shape.Bf16SideElements());
   return args;
 }
 
-absl::Status CudaRunner::Encode(const int64_t* offsets, int n, int64_t pool_row, int64_t pool_page,
+absl::Status CudaRunner::Encode(const int64_t* offsets, int n, int layer,
                                 uint32_t* nonfinite) const {
-  const kernels::KvShape shape = config_.kv_shape();
-  kernels::cuda::EncodeBatchArgs args;
-  args.head_dim = config_.head_dim;
-  args.num_kv_heads = config_.num_kv_heads;
-  args.num_blocks = n;
-  args.row_stride = config_.head_dim;
-  args.head_stride = int64_t{kBlockTokens} * config_.head_dim;
-  args.row_begin = offsets;
-  args.page_begin = offsets + n;
-  args.pages = pool_->pages() + pool_page;
-  args.block_nonfinite = nonfinite;
+  const kernels::KvShape& shape = codec_->shape();
+  const size_t first = std::max(layer, 0);
+  const auto* rows =
+      reinterpret_cast<const Bf16*>(pool_->blocks() + first * shape.Bf16LayerBytes());
+  uint8_t* pages = pool_->pages() + first * shape.PageLayerBytes();
   for (const kernels::Side side : {kernels::Side::kKey, kernels::Side::kValue}) {
+    if (side == kernels::Side::kValue) rows += shape.Bf16SideElements();
+    if (IsShaped(codec_->profile())) {
+      RETURN_IF_ERROR(EncodeShaped(side, rows, offsets, n, layer, pages, nonfinite));
+      continue;
+    }
+    kernels::cuda::EncodeBatchArgs args;
+    args.head_dim = config_.head_dim;
     args.side = side;
-    args.rows = reinterpret_cast<const Bf16*>(pool_->blocks()) + pool_row +
-                (side == kernels::Side::kValue ? shape.Bf16SideElements() : 0);
+    args.num_kv_heads = config_.num_kv_heads;
+    args.num_blocks = n;
+    args.rows = rows;
+    args.row_stride = config_.head_dim;
+    args.head_stride = int64_t{kBlockTokens} * config_.head_dim;
+    args.row_begin = offsets;
     args.clip_ratio = codec_->ClipRatio(side);
+    args.pages = pages;
+    args.page_begin = offsets + n;
+    args.block_nonfinite = nonfinite;
     RETURN_IF_ERROR(Ok(api().EncodeBlocks(args, stream()), "encoding"));
   }
   return absl::OkStatus();
+}
+
+absl::Status CudaRunner::EncodeShaped(kernels::Side side, const Bf16* rows, const int64_t* offsets,
+                                      int n, int layer, uint8_t* pages, uint32_t* nonfinite) const {
+  const kernels::ShapedArgs how = *codec_->ShapedEncoding(0, 0, side);
+  kernels::cuda::ShapedBatchArgs args;
+  args.head_dim = config_.head_dim;
+  args.side = side;
+  args.num_kv_heads = config_.num_kv_heads;
+  args.num_layers = layer < 0 ? config_.num_layers : 1;
+  args.num_blocks = n;
+  args.rows = rows;
+  args.row_stride = config_.head_dim;
+  args.head_stride = int64_t{kBlockTokens} * config_.head_dim;
+  args.row_begin = offsets;
+  args.tables = weights_.shaped_tables[static_cast<int>(side)].data() +
+                std::max(layer, 0) * config_.num_kv_heads *
+                    kernels::cuda::ShapedTableFloats(config_.head_dim);
+  args.sweeps = how.sweeps;
+  args.symmetric = how.symmetric;
+  args.pages = pages;
+  args.page_begin = offsets + n;
+  args.block_nonfinite = nonfinite;
+  return Ok(api().EncodeShapedBlocks(args, stream()), "encoding");
 }
 
 }  // namespace oscarkv

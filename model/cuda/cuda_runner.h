@@ -130,10 +130,12 @@ class CudaRunner final : public ModelRunner {
   int64_t KvRow(int32_t block, int position) const;
   // Where PrepareAttentionInputs finds and puts what both prefill and decode give it.
   kernels::cuda::AttentionInputArgs InputArgs(int layer, int tokens) const;
-  // Both sides of `n` (block, layer) pairs; offsets on the device, behind each other: row_begin in
-  // elements, page_begin in bytes.
-  absl::Status Encode(const int64_t* offsets, int n, int64_t pool_row, int64_t pool_page,
-                      uint32_t* nonfinite) const;
+  // Both sides of `n` blocks of one layer, or with layer -1 of all layers: (block, layer) pairs,
+  // the layers of a block behind each other. Offsets on the device: n of rows in elements, then n
+  // of pages in bytes, from the layer's first on.
+  absl::Status Encode(const int64_t* offsets, int n, int layer, uint32_t* nonfinite) const;
+  absl::Status EncodeShaped(kernels::Side side, const Bf16* rows, const int64_t* offsets, int n,
+                            int layer, uint8_t* pages, uint32_t* nonfinite) const;
 
   // cuda_prefill.cc
   absl::Status RunPrefill(const PrefillChunk& chunk, PrefillOutput* out);

@@ -30,47 +30,76 @@ bool SameMatrix(const float* a, const float* b, int d) {
 }
 
 absl::Status CheckCodec(const KvCodec& codec) {
-  const kernels::KvShape& s = codec.shape();
-  bool plain = codec.profile() == Profile::kBf16 || codec.ClipRatio(kernels::Side::kKey) > 0;
-  for (int layer = 0; layer < s.num_layers; ++layer) {
-    for (int h = 0; h < s.num_kv_heads; ++h) {
-      const float* key = codec.KeyRotation(layer, h);
-      plain &= codec.KeyMean(layer, h) == nullptr &&
-               (key == nullptr || SameMatrix(codec.QueryTransform(layer, h), key, s.head_dim));
-    }
-  }
-  if (plain) return absl::OkStatus();
+  if (codec.profile() == Profile::kBf16 || codec.ClipRatio(kernels::Side::kKey) > 0 ||
+      codec.ShapedEncoding(0, 0, kernels::Side::kKey).has_value())
+    return absl::OkStatus();
   return absl::UnimplementedError(
       absl::StrCat("codec ", codec.Describe(),
-                   ": GPUs know rotations only, neither means nor queries of another transform nor "
-                   "the feedback encoder; use --profile oscar or bf16, or --device cpu"));
+                   ": GPUs have no encoder for it; use another --profile, or --device cpu"));
 }
 
-// Prepared K rotations of a layer.
-absl::Status AddRotation(const Device& device, const KvCodec& codec, int layer, CudaLayer* w) {
-  const kernels::KvShape& s = codec.shape();
-  const float* first = codec.KeyRotation(layer, 0);
-  if (first == nullptr) return absl::OkStatus();
-  const size_t elements = size_t{1} * s.head_dim * s.head_dim;
-  bool shared = true;
-  for (int h = 0; h < s.num_kv_heads; ++h)
-    shared &= SameMatrix(codec.KeyRotation(layer, h), first, s.head_dim);
-  const int n = shared ? 1 : s.num_kv_heads;
+// Prepared: the matrices of `get`(kv head), n of them.
+template <class Get>
+absl::StatusOr<DeviceArray<uint8_t>> PrepareMatrices(const Device& device, int d, int n,
+                                                     const Get& get) {
   std::vector<float> matrices;
-  for (int h = 0; h < n; ++h) {
-    const float* m = codec.KeyRotation(layer, h);
-    matrices.insert(matrices.end(), m, m + elements);
-  }
+  for (int h = 0; h < n; ++h) matrices.insert(matrices.end(), get(h), get(h) + d * d);
   ASSIGN_OR_RETURN(const DeviceArray<float> on_device,
                    ToDevice(device, matrices.data(), matrices.size()));
-  const size_t bytes = kernels::cuda::PreparedTransformBytes(s.head_dim);
-  ASSIGN_OR_RETURN(w->key_rotation, DeviceArray<uint8_t>::Create(device, n * bytes));
-  w->rotation_stride = shared ? 0 : static_cast<int64_t>(bytes);
+  ASSIGN_OR_RETURN(
+      DeviceArray<uint8_t> prepared,
+      DeviceArray<uint8_t>::Create(device, n * kernels::cuda::PreparedTransformBytes(d)));
   RETURN_IF_ERROR(device.Check(
-      device.api().PrepareTransforms(s.head_dim, kernels::cuda::RowType::kBf16, on_device.data(), n,
-                                     w->key_rotation.data(), device.stream()),
+      device.api().PrepareTransforms(d, kernels::cuda::RowType::kBf16, on_device.data(), n,
+                                     prepared.data(), device.stream()),
       "key rotations"));
-  return device.Synchronize();
+  RETURN_IF_ERROR(device.Synchronize());
+  return prepared;
+}
+
+// What K and queries go through in a layer.
+absl::Status AddRotation(const Device& device, const KvCodec& codec, int layer, CudaLayer* w) {
+  const kernels::KvShape& s = codec.shape();
+  const int d = s.head_dim;
+  const auto key = [&](int h) { return codec.KeyRotation(layer, h); };
+  const auto query = [&](int h) { return codec.QueryTransform(layer, h); };
+  if (key(0) == nullptr) return absl::OkStatus();
+  bool shared = true, orthogonal = true;
+  for (int h = 0; h < s.num_kv_heads; ++h) {
+    orthogonal &= SameMatrix(query(h), key(h), d);
+    shared &= SameMatrix(key(h), key(0), d) && SameMatrix(query(h), query(0), d);
+  }
+  const int n = shared ? 1 : s.num_kv_heads;
+  w->rotation_stride = shared ? 0 : static_cast<int64_t>(kernels::cuda::PreparedTransformBytes(d));
+  ASSIGN_OR_RETURN(w->key_rotation, PrepareMatrices(device, d, n, key));
+  if (!orthogonal) {
+    ASSIGN_OR_RETURN(w->query_transform, PrepareMatrices(device, d, n, query));
+  }
+  if (codec.KeyMean(layer, 0) == nullptr) return absl::OkStatus();
+  std::vector<float> means;
+  for (int h = 0; h < s.num_kv_heads; ++h)
+    means.insert(means.end(), codec.KeyMean(layer, h), codec.KeyMean(layer, h) + d);
+  ASSIGN_OR_RETURN(w->key_mean, ToDevice(device, means.data(), means.size()));
+  return absl::OkStatus();
+}
+
+absl::Status AddShapedTables(const Device& device, const KvCodec& codec, CudaWeights* w) {
+  const kernels::KvShape& s = codec.shape();
+  const size_t floats = kernels::cuda::ShapedTableFloats(s.head_dim);
+  for (const kernels::Side side : {kernels::Side::kKey, kernels::Side::kValue}) {
+    std::vector<float> tables;
+    for (int layer = 0; layer < s.num_layers; ++layer) {
+      for (int h = 0; h < s.num_kv_heads; ++h) {
+        const auto encoding = codec.ShapedEncoding(layer, h, side);
+        if (!encoding.has_value()) return absl::OkStatus();
+        tables.resize(tables.size() + floats);
+        device.api().FillShapedTable(*encoding, tables.data() + tables.size() - floats);
+      }
+    }
+    ASSIGN_OR_RETURN(w->shaped_tables[static_cast<int>(side)],
+                     ToDevice(device, tables.data(), tables.size()));
+  }
+  return absl::OkStatus();
 }
 
 class CudaSink final : public WeightSink {
@@ -200,6 +229,7 @@ absl::StatusOr<CudaWeights> LoadCudaWeights(const Device& device, const TensorSt
   CudaWeights weights = sink.Take();
   for (int layer = 0; layer < config.num_layers; ++layer)
     RETURN_IF_ERROR(AddRotation(device, codec, layer, &weights.layers[layer]));
+  RETURN_IF_ERROR(AddShapedTables(device, codec, &weights));
   return weights;
 }
 
@@ -230,6 +260,7 @@ absl::StatusOr<CudaWeights> RandomCudaWeights(const Device& device, const ModelC
     ASSIGN_OR_RETURN(l.down, random.Product(h, c.intermediate_size));
     RETURN_IF_ERROR(AddRotation(device, codec, layer, &l));
   }
+  RETURN_IF_ERROR(AddShapedTables(device, codec, &w));
   RETURN_IF_ERROR(device.Synchronize());
   return w;
 }

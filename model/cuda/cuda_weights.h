@@ -23,9 +23,11 @@ struct CudaLayer {
   DeviceArray<float> input_norm, post_norm;  // [hidden]
   DeviceArray<float> q_norm, k_norm;         // [head_dim], or empty
   CudaProduct qkv, o, gate_up, down;         // as LayerWeights
-  // K's rotation from PrepareTransforms: none, one, or one per kv head.
-  DeviceArray<uint8_t> key_rotation;
+  // K's rotation from PrepareTransforms: none, one, or one per kv head; that of queries, if it is
+  // another one.
+  DeviceArray<uint8_t> key_rotation, query_transform;
   int64_t rotation_stride = 0;  // bytes from kv head to kv head; 0: one for all
+  DeviceArray<float> key_mean;  // [kv_heads, head_dim], or empty
 };
 
 struct CudaWeights {
@@ -34,10 +36,12 @@ struct CudaWeights {
   kernels::cuda::ElementType embedding_type = kernels::cuda::ElementType::kBf16;
   DeviceArray<float> final_norm;
   CudaProduct lm_head;
+  // Where the codec encodes with feedback: of K and V, [layers][kv_heads][ShapedTableFloats].
+  DeviceArray<float> shaped_tables[2];
 };
 
 // Errors as LoadTransformerWeights; kResourceExhausted: they do not fit; kUnimplemented: a codec
-// that is more than an orthogonal rotation.
+// whose encoder GPUs do not have.
 absl::StatusOr<CudaWeights> LoadCudaWeights(const Device& device, const TensorStore& store,
                                             const ModelConfig& config, const KvCodec& codec,
                                             const WeightOptions& options);

@@ -74,11 +74,12 @@ std::string Explain(const char* what, double error, const std::string& where) {
   return s.str();
 }
 
+// Matrices: none, one, or one per kv head; `own`: others for queries, and means for keys.
 std::string AttentionInputs(int d, int kv_heads, int group, int tokens, bool norm, int half_dim,
-                            int matrices, ElementType type) {
+                            int matrices, bool own, ElementType type) {
   std::ostringstream name;
   name << "d " << d << " kv heads " << kv_heads << " group " << group << " tokens " << tokens
-       << " half_dim " << half_dim << " matrices " << matrices
+       << " half_dim " << half_dim << " matrices " << matrices << (own ? " own" : "")
        << (type == ElementType::kBf16 ? " bf16" : "");
   RandomData random(d + kv_heads + group + tokens + half_dim + matrices);
   const int heads = kv_heads * group, all_heads = heads + 2 * kv_heads;
@@ -88,7 +89,8 @@ std::string AttentionInputs(int d, int kv_heads, int group, int tokens, bool nor
   const std::vector<float> q_norm = random.Floats(d), k_norm = random.Floats(d),
                            cos = random.Floats(kPositions * std::max(half_dim, 1)),
                            sin = random.Floats(kPositions * std::max(half_dim, 1)),
-                           m = random.Floats(std::max(1, matrices) * d * d, 0.09f);
+                           m = random.Floats(2 * std::max(1, matrices) * d * d, 0.09f),
+                           means = random.Floats(kv_heads * d);
   std::vector<int32_t> positions;
   std::vector<int64_t> kv_row;
   // Each token in a block of its own, at some row of it; every fifth is not stored.
@@ -97,8 +99,9 @@ std::string AttentionInputs(int d, int kv_heads, int group, int tokens, bool nor
     positions.push_back(random.Int(0, kPositions - 1));
     kv_row.push_back(t % 5 == 3 ? -1 : 2 * side * (tokens - 1 - t) + random.Int(0, 63) * d);
   }
-  DeviceBuffer<float> q_norm_at(q_norm), k_norm_at(k_norm), cos_at(cos), sin_at(sin), m_at(m);
-  DeviceBuffer<uint8_t> prepared(std::max(1, matrices) * cuda::PreparedTransformBytes(d));
+  DeviceBuffer<float> q_norm_at(q_norm), k_norm_at(k_norm), cos_at(cos), sin_at(sin), m_at(m),
+      means_at(means);
+  DeviceBuffer<uint8_t> prepared(2 * std::max(1, matrices) * cuda::PreparedTransformBytes(d));
   DeviceBuffer<int32_t> positions_at(positions);
   DeviceBuffer<int64_t> kv_row_at(kv_row);
   DeviceBuffer<float> q_at(Poisoned(tokens * heads * d));
@@ -120,13 +123,17 @@ std::string AttentionInputs(int d, int kv_heads, int group, int tokens, bool nor
   args.sin_table = sin_at.get();
   args.half_dim = half_dim;
   if (matrices > 0) {
-    if (cuda::PrepareTransforms(d, cuda::RowType::kBf16, m_at.get(), matrices, prepared.get(),
+    if (cuda::PrepareTransforms(d, cuda::RowType::kBf16, m_at.get(), 2 * matrices, prepared.get(),
                                 {}) != KernelStatus::kOk)
       return cuda::LastError();
     CheckCuda(cudaDeviceSynchronize(), "PrepareTransforms");
     args.transform = prepared.get();
     if (matrices > 1)
       args.transform_head_stride = static_cast<int64_t>(cuda::PreparedTransformBytes(d));
+    if (own) {
+      args.query_transform = prepared.get() + matrices * cuda::PreparedTransformBytes(d);
+      args.key_mean = means_at.get();
+    }
   }
   args.q = q_at.get();
   args.kv = kv_at.get();
@@ -151,7 +158,9 @@ std::string AttentionInputs(int d, int kv_heads, int group, int tokens, bool nor
     }
     for (int h = 0; h < heads + kv_heads; ++h) {
       const int kv_head = h < heads ? h / group : h - heads;
-      const float* matrix = m.data() + (matrices > 1 ? kv_head : 0) * d * d;
+      const float* matrix =
+          m.data() + ((matrices > 1 ? kv_head : 0) + (own && h < heads ? matrices : 0)) * d * d;
+      for (int c = 0; own && h >= heads && c < d; ++c) row[h * d + c] -= means[kv_head * d + c];
       std::vector<float> want(row.begin() + h * d, row.begin() + (h + 1) * d);
       for (int c = 0; matrices > 0 && c < d; ++c) {
         double sum = 0;
@@ -195,9 +204,12 @@ std::string AttentionInputShapes() {
           for (const int matrices : {0, 1, kv_heads}) {
             const bool norm = (group + tokens + matrices) % 3 != 0;
             const int half_dim = tokens == 2 ? d / 4 : tokens == 9 ? 0 : d / 2;
-            const std::string error =
-                AttentionInputs(d, kv_heads, group, tokens, norm, half_dim, matrices, type);
-            if (!error.empty()) return error;
+            for (const bool own : {false, true}) {
+              if (own && matrices == 0) continue;
+              const std::string error =
+                  AttentionInputs(d, kv_heads, group, tokens, norm, half_dim, matrices, own, type);
+              if (!error.empty()) return error;
+            }
           }
         }
       }
@@ -212,6 +224,10 @@ std::string AttentionInputShapes() {
   args.group = kMaxGroup + 1;
   if (cuda::PrepareAttentionInputs(args, {}) != KernelStatus::kUnsupported)
     return "a group of 17 was not refused";
+  args.group = 1;
+  args.key_mean = reinterpret_cast<const float*>(&args);
+  if (cuda::PrepareAttentionInputs(args, {}) != KernelStatus::kUnsupported)
+    return "a mean without a transform was not refused";
   return "";
 }
 

@@ -204,6 +204,7 @@ TEST(PagedAttentionCudaTest, RandomShapes) {
     Case c{"random", random.Int(0, 1) ? 128 : 64, random.Int(1, 4), random.Int(1, 16), {}};
     c.q_sigma = std::pow(10.0f, static_cast<float>(random.Int(-10, 10)) / 10);
     c.content = static_cast<Content>(random.Int(0, 3));
+    c.offsets = random.Int(0, 2) > 0;
     const int sequences = random.Int(1, random.Int(1, 12));
     for (int s = 0; s < sequences; ++s) {
       const int pages = random.Int(0, random.Int(0, 60));
@@ -213,7 +214,8 @@ TEST(PagedAttentionCudaTest, RandomShapes) {
     SCOPED_TRACE(testing::Message()
                  << "seed " << seed << " round " << round << " head_dim " << c.head_dim << " heads "
                  << c.num_kv_heads << " group " << c.group << " sequences " << sequences
-                 << " content " << static_cast<int>(c.content) << " sigma " << c.q_sigma);
+                 << " content " << static_cast<int>(c.content) << " sigma " << c.q_sigma
+                 << (c.offsets ? "" : " no offsets"));
     const Cache cache(c, seed + 100 + round);
     const OnDevice d(cache);
     PlanAndRun(d);

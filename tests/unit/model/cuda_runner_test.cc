@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "common/status_macros.h"
 #include "model/cuda/cuda_library.h"
 #include "model/transformer.h"
 #include "tests/unit/model/tiny_model.h"
@@ -55,12 +56,17 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> LoadRunner(const std::string& dir,
   if (!config.ok()) return config.status();
   CodecOptions codec;
   codec.profile = profile;
-  codec.data_free = true;
+  if (IsShaped(profile)) {
+    RETURN_IF_ERROR(FindCodecFiles(dir, &codec));
+  } else {
+    codec.data_free = true;
+  }
   TransformerOptions options;
   options.device = device;
   options.compute = compute;
   options.history = history;
-  return LoadTransformer(dir, *CreateCodec(codec, config->kv_shape()), options);
+  ASSIGN_OR_RETURN(auto created, CreateCodec(codec, config->kv_shape()));
+  return LoadTransformer(dir, std::move(created), options);
 }
 
 // Without a GPU the status says what is missing; with one, what it cannot do.
@@ -96,7 +102,7 @@ class CudaRunnerTest : public testing::TestWithParam<Setup> {
     dir_ = dir;
     gpu_ = Load(dir, "cuda:0");
     ASSERT_TRUE(gpu_ != nullptr);
-    gpu_pool_ = std::make_unique<TestPool>(gpu_->config().kv_shape(), 40, 60);
+    gpu_pool_ = std::make_unique<TestPool>(gpu_->codec().shape(), 40, 60);
   }
 
   static std::unique_ptr<ModelRunner> Load(const std::string& dir, const std::string& device) {
@@ -158,6 +164,9 @@ INSTANTIATE_TEST_SUITE_P(
         Setup{"llama_oscar", kLlama, Profile::kOscar, PrefillHistory::kCanonical},
         Setup{"reference_oscar", "models/reference", Profile::kOscar, PrefillHistory::kCanonical},
         Setup{"reference_exact", "models/reference", Profile::kOscar, PrefillHistory::kExact},
+        Setup{"reference_shaped", "models/reference", Profile::kShaped, PrefillHistory::kCanonical},
+        Setup{"reference_shaped_sym", "models/reference", Profile::kShapedSym,
+              PrefillHistory::kExact},
         Setup{"biases_bf16", ":llama", Profile::kBf16, PrefillHistory::kExact},
         Setup{"qwen2_oscar", ":qwen2", Profile::kOscar, PrefillHistory::kExact}),
     [](const auto& info) { return std::string(info.param.name); });
@@ -171,7 +180,7 @@ TEST_P(CudaRunnerTest, AgreesWithTheCpu) {
   const std::vector<int32_t> prompt(tokens.begin(), tokens.begin() + kPrompt);
   const std::unique_ptr<ModelRunner> cpu = Load(dir_, "cpu");
   ASSERT_TRUE(cpu != nullptr);
-  TestPool cpu_pool(cpu->config().kv_shape(), 20, 20);
+  TestPool cpu_pool(cpu->codec().shape(), 20, 20);
   SequenceKv a = cpu_pool.Sequence(kPrompt + kSteps, coded()),
              b = gpu_pool_->Sequence(kPrompt + kSteps, coded());
   const double bound = coded() ? 0.1 : 0.02;
@@ -259,7 +268,7 @@ TEST_P(CudaRunnerTest, EarlyLaunchesChangeNoBit) {
   std::vector<float> all[2];
   for (const bool early : {false, true}) {
     (*api)->SetEarlyLaunches(early);
-    TestPool pool(gpu_->config().kv_shape(), 40, 60);  // a new one: its graphs are captured anew
+    TestPool pool(gpu_->codec().shape(), 40, 60);  // a new one: its graphs are captured anew
     std::vector<SequenceKv> kv;
     for (int s = 0; s < 5; ++s) {
       kv.push_back(pool.Sequence(kPrompt + kSteps, coded()));
@@ -293,9 +302,9 @@ TEST_P(CudaRunnerTest, AnotherPoolGoesOnFromTheHostsBytes) {
     ASSERT_TRUE(gpu_->DecodeStep({{position % 50, position, &kv}}, &expected).ok());
   // Main form of full blocks, bf16 rows of the window and the last block: as the store has them.
   const int last = BlockOf(position), window = FirstWindowBlock(position);
-  TestPool other(gpu_->config().kv_shape(), 40, 60);
+  TestPool other(gpu_->codec().shape(), 40, 60);
   SequenceKv moved = other.Sequence(640, coded());
-  const kernels::KvShape shape = gpu_->config().kv_shape();
+  const kernels::KvShape shape = gpu_->codec().shape();
   for (int b = 0; b <= last; ++b) {
     const bool as_page = coded() && b >= kSinkBlocks && b < window;
     if (as_page) {
@@ -421,13 +430,13 @@ TEST(CudaBrokenSequenceTest, StaysAlone) {
 }
 
 // What the runner cannot do with a codec it says when it loads.
-class CodecWithMeans final : public KvCodec {
+class UnknownCodec final : public KvCodec {
  public:
-  explicit CodecWithMeans(std::shared_ptr<const KvCodec> base) : base_(std::move(base)) {}
+  explicit UnknownCodec(std::shared_ptr<const KvCodec> base) : base_(std::move(base)) {}
   Profile profile() const override { return Profile::kShaped; }
   const kernels::KvShape& shape() const override { return base_->shape(); }
   const Sha256Digest& fingerprint() const override { return base_->fingerprint(); }
-  std::string Describe() const override { return "shaped, a test"; }
+  std::string Describe() const override { return "unknown, a test"; }
   bool data_free() const override { return true; }
   const float* KeyRotation(int layer, int h) const override { return base_->KeyRotation(layer, h); }
   const float* ValueRotation(int layer, int h) const override {
@@ -445,7 +454,7 @@ class CodecWithMeans final : public KvCodec {
   const std::shared_ptr<const KvCodec> base_;
 };
 
-TEST(CudaCodecTest, ShapedIsRefused) {
+TEST(CudaCodecTest, AnEncoderThatGpusDoNotHaveIsRefused) {
   if (const std::string why = WhyNoGpu(); !why.empty()) GTEST_SKIP() << why;
   const auto config = LoadModelConfig(kQwen3);
   CodecOptions options;
@@ -453,10 +462,10 @@ TEST(CudaCodecTest, ShapedIsRefused) {
   TransformerOptions transformer;
   transformer.device = "cuda:0";
   const auto refused = LoadTransformer(
-      kQwen3, std::make_shared<CodecWithMeans>(*CreateCodec(options, config->kv_shape())),
+      kQwen3, std::make_shared<UnknownCodec>(*CreateCodec(options, config->kv_shape())),
       transformer);
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kUnimplemented);
-  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("shaped, a test"));
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("unknown, a test"));
 }
 
 }  // namespace
