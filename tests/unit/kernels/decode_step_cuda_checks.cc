@@ -188,7 +188,7 @@ std::string AttentionInputs(int d, int kv_heads, int group, int tokens, bool nor
       }
     }
   }
-  if (keys_off * 50 > keys)
+  if (keys_off * 50 > keys + 200)  // one in fifty, and a few where keys are few
     return Explain("k: roundings", static_cast<double>(keys_off), name.str());
   if (!std::all_of(kv.begin(), kv.end(), [](Bf16 v) { return v == kPoison; }))
     return name.str() + ": wrote beside the rows";
