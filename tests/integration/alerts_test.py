@@ -89,7 +89,8 @@ class Alerts(unittest.TestCase):
 
     def ask(self, count=1, length=900, at=0, **options):
         for i in range(count):
-            self.cluster.generate(words(length, at + 500 * i), "--max-tokens", options.get("tokens", 2))
+            self.cluster.generate(words(length, at + 500 * i), "--max-tokens", options.get("tokens", 2),
+                                  "--retries", options.get("retries", 0))
 
     def long_answers(self, count, tokens=20000, length=60):
         processes = [self.cluster.generate_process(words(length, 100 * i), "--max-tokens", tokens, "--ignore-eos") for i in range(count)]
@@ -192,7 +193,7 @@ class Alerts(unittest.TestCase):
         self.start()
         self.restart_with("attention-0", prefix=("unshare", "--ipc"))
         self.expect("an attention worker restarted in an IPC namespace of its own, as in a container", "OscarkvSlowerLane",
-                    meanwhile=lambda: self.ask(at=100))
+                    meanwhile=lambda: self.ask(at=100, retries=40))  # the gateway finds it again within seconds
 
     def test_a_writer_that_hangs(self):
         c = self.start(capacity="8MiB", kvstore_args=["--slab", "1MiB"])
