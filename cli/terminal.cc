@@ -36,7 +36,10 @@ void ProgressBar::Update(double share) {
   if (!StderrIsTerminal()) return;
   const Time now = SteadyClock::Get()->Now();
   if (drawn_ && now - last_draw_ < std::chrono::milliseconds(50) && share < 1) return;
-  if (!drawn_) start_ = now, start_share_ = share;
+  if (!drawn_) {
+    start_ = now;
+    start_share_ = share;
+  }
   last_draw_ = now;
   drawn_ = true;
   constexpr int kWidth = 30;

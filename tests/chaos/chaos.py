@@ -111,9 +111,15 @@ class ChaosCluster(processes.Cluster):
         return sum(values.get("zeros", 0) for values in self._read(kinds, name, labels))
 
     def missing(self):
-        """Workers that the gateway does not use and nodes that a client does not use."""
-        return [f"{key} of {name}" for name, role in list(self.roles.items()) for key, value in role.metrics(timeout=5).items()
-                if value == 0 and key.partition("{")[0] in ("oscarkv_gateway_worker_up", "oscarkv_kvstore_client_node_up")]
+        """Workers that the gateway does not use, nodes that a client does not use, and processes that do not answer."""
+        found = []
+        for name, role in list(self.roles.items()):
+            try:
+                found += [f"{key} of {name}" for key, value in role.metrics(timeout=2).items()
+                          if value == 0 and key.partition("{")[0] in ("oscarkv_gateway_worker_up", "oscarkv_kvstore_client_node_up")]
+            except OSError as e:
+                found.append(f"{name} ({e})")
+        return found
 
     def _read(self, kinds, name, labels):
         for role_name, role in list(self.roles.items()):
